@@ -1,0 +1,124 @@
+package certs
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/heliograph/heliograph"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// DefaultPoll is how often files are read again unless Config says otherwise.
+// Three small files cost nothing, and reading them sees what modification times
+// do not: symbolic links that were switched, as in mounted secrets.
+const DefaultPoll = 5 * time.Second
+
+// Config holds what Credentials may be given; the zero Config is good.
+type Config struct {
+	Poll    time.Duration         // between two looks at the files; zero means DefaultPoll
+	Log     *slog.Logger          // nil discards
+	Metrics prometheus.Registerer // nil: a caller may register the Credentials itself
+}
+
+// Credentials is who a node is, to the peers it dials and those that dial it.
+// Its methods may be called by any goroutine.
+//
+// Invariant: the identity never changes; a node that shall be another one is
+// restarted.
+type Credentials struct {
+	files   Files
+	cfg     Config
+	current atomic.Pointer[material] // never nil
+}
+
+// Load reads and checks files. They must be a pair with exactly one identity,
+// be valid now, and be signed by a CA of the CA file for what the role does.
+// cfg.Metrics, if any, must not have Credentials yet.
+func Load(files Files, cfg Config) (*Credentials, error) {
+	if cfg.Poll < 0 {
+		return nil, fmt.Errorf("Poll: %s is negative", cfg.Poll)
+	}
+	if cfg.Poll == 0 {
+		cfg.Poll = DefaultPoll
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	from, err := files.read()
+	if err != nil {
+		return nil, err
+	}
+	m, err := newMaterial(files, from, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	c := &Credentials{files: files, cfg: cfg}
+	c.current.Store(m)
+	if cfg.Metrics != nil {
+		if err := cfg.Metrics.Register(c); err != nil {
+			return nil, fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// Run reads the files again every Poll until ctx ends, and returns its cause.
+// New files that pass the checks of [Load] and have the same identity take
+// effect at the next handshake; others are warned of once, and the last good
+// ones stay. At most one Run at a time.
+func (c *Credentials) Run(ctx context.Context) error {
+	tick := time.NewTicker(c.cfg.Poll)
+	defer tick.Stop()
+	var warned string
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+		changed, err := c.reload()
+		switch {
+		case err == nil:
+			warned = ""
+			if changed {
+				c.cfg.Log.Info("certificates reloaded", "cluster", c.Identity().Cluster, "not_after", stamp(c.NotAfter()))
+			}
+		case err.Error() != warned:
+			warned = err.Error()
+			c.cfg.Log.Warn("new certificates refused, last good ones kept",
+				"cluster", c.Identity().Cluster, "not_after", stamp(c.NotAfter()), "err", err)
+		}
+	}
+}
+
+// reload reads the files and adopts them if they are new and good.
+func (c *Credentials) reload() (changed bool, err error) {
+	from, err := c.files.read()
+	if err != nil {
+		return false, err
+	}
+	current := c.current.Load()
+	if from.equal(current.from) {
+		return false, nil
+	}
+	m, err := newMaterial(c.files, from, time.Now())
+	if err != nil {
+		return false, err
+	}
+	if m.identity != current.identity {
+		return false, fmt.Errorf("%s is now for %s, this node is %s: restart the node if that is meant",
+			c.files.Cert, m.identity, current.identity)
+	}
+	c.current.Store(m)
+	return true, nil
+}
+
+// Identity returns who the node is.
+func (c *Credentials) Identity() heliograph.Identity { return c.current.Load().identity }
+
+// NotAfter returns when peers stop to accept the node's certificate: its own
+// end, or that of the CA that signed it if that is earlier.
+func (c *Credentials) NotAfter() time.Time { return c.current.Load().notAfter() }

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/heliograph/heliograph"
+	"github.com/heliograph/heliograph/certs"
+	"github.com/heliograph/heliograph/node"
+)
+
+// defaultAdmin is where a node answers for its status unless told otherwise.
+const defaultAdmin = "127.0.0.1:7480"
+
+// nodeFlags are the flags that source and mirror share.
+type nodeFlags struct {
+	cluster          string
+	dataDir          string
+	listen           string
+	listenClients    string
+	listenAdmin      string
+	advertiseClients []string
+	cert, key, ca    string
+	allow            []string
+	mode             string
+	history          time.Duration
+	logLevel         string
+}
+
+func (f *nodeFlags) add(cmd *cobra.Command, listen string) {
+	fl := cmd.Flags()
+	fl.SortFlags = false
+	fl.StringVar(&f.cluster, "cluster", "", "name of this node's cluster (required)")
+	fl.StringVar(&f.dataDir, "data-dir", "", "folder for the replica (required)")
+	fl.StringVar(&f.listen, "listen", listen, "host:port (UDP) on which mirrors are served; empty: none")
+	fl.StringVar(&f.listenClients, "listen-clients", "", "host:port (TCP) on which etcd clients read; empty: none")
+	fl.StringVar(&f.listenAdmin, "listen-admin", defaultAdmin, "host:port (TCP) for status, metrics and probes; empty: the socket in the data directory only")
+	fl.StringSliceVar(&f.advertiseClients, "advertise-clients", nil, "URLs at which etcd clients reach this node")
+	fl.StringVar(&f.cert, "cert", "", "this node's certificate (made by 'helio certs issue')")
+	fl.StringVar(&f.key, "key", "", "its key")
+	fl.StringVar(&f.ca, "ca", "", "the CA's certificate (made by 'helio certs init')")
+	fl.StringSliceVar(&f.allow, "allow", nil, "names of the mirrors that may follow; empty: any with a certificate of this CA")
+	fl.StringVar(&f.mode, "mode", string(heliograph.Async), "when revisions are acknowledged: async (durable within 100 ms) or sync (durable first)")
+	fl.DurationVar(&f.history, "history", 0, "keep compacted history this much longer than the upstream does")
+	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	addConfigFlag(cmd)
+}
+
+// config checks the shared flags and turns them into a node's configuration.
+func (f *nodeFlags) config(std stdio, role heliograph.Role) (node.Config, error) {
+	fail := func(err error) (node.Config, error) { return node.Config{}, usageError{err} }
+	if f.cluster == "" {
+		return fail(errors.New("--cluster is required: the name of this node's cluster, such as prod-us"))
+	}
+	cluster, err := heliograph.ParseClusterID(f.cluster)
+	if err != nil {
+		return fail(fmt.Errorf("--cluster: %w", err))
+	}
+	if f.dataDir == "" {
+		return fail(errors.New("--data-dir is required: a folder for the replica"))
+	}
+	mode, err := heliograph.ParseMode(f.mode)
+	if err != nil {
+		return fail(fmt.Errorf("--mode: %w", err))
+	}
+	if f.history < 0 {
+		return fail(fmt.Errorf("--history %s: want a positive duration such as 72h", f.history))
+	}
+	log, err := newLogger(std.err, f.logLevel)
+	if err != nil {
+		return fail(err)
+	}
+	if f.cert == "" || f.key == "" || f.ca == "" {
+		return fail(fmt.Errorf("nodes know each other by certificates: --cert, --key and --ca are required. These two commands make them:\n"+
+			"  helio certs init --out certs\n"+
+			"  helio certs issue --out certs --cluster %s --role %s --name node1 --hosts HOST\n"+
+			"then add: --cert certs/node1.crt --key certs/node1.key --ca certs/ca.crt", cluster, role))
+	}
+	credentials, err := certs.Load(certs.Files{Cert: f.cert, Key: f.key, CA: f.ca}, certs.Config{Log: log.With("part", "certificates")})
+	if err != nil {
+		return node.Config{}, err
+	}
+	return node.Config{
+		Cluster: cluster, DataDir: f.dataDir,
+		Listen: f.listen, ListenClients: f.listenClients, ListenAdmin: f.listenAdmin, AdvertiseClients: f.advertiseClients,
+		Credentials: credentials, Allow: f.allow, Mode: mode, History: f.history, Log: log,
+	}, nil
+}
+
+func newLogger(w io.Writer, level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})), nil
+}
+
+// runNode runs a node until ctx ends, and shows a snapshot's progress meanwhile.
+func runNode(ctx context.Context, cfg node.Config, std stdio) error {
+	n, err := node.Open(cfg)
+	if err != nil {
+		return err
+	}
+	a := n.Addrs()
+	cfg.Log.Info("listening", "mirrors", a.Mirrors, "clients", a.Clients, "admin", a.Admin, "socket", a.Socket)
+	progress := startProgress(ctx, std.err, func() heliograph.Status { return n.Status()[0] })
+	err = n.Run(ctx)
+	progress.stop()
+	return errors.Join(err, n.Close())
+}

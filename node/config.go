@@ -1,0 +1,103 @@
+package node
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/heliograph/heliograph"
+	"github.com/heliograph/heliograph/certs"
+)
+
+// Config says what a node is. Cluster, DataDir and exactly one of Etcd and From
+// are required, and Credentials wherever a connection to or from another node is
+// made: with From or Listen.
+type Config struct {
+	Cluster  heliograph.ClusterID
+	Database heliograph.DatabaseID // of a source node; zero means "default". A mirror takes it from From
+	DataDir  string
+
+	Etcd *Etcd               // the upstream of a source node
+	From *heliograph.Address // the upstream of a mirror node
+
+	Listen           string   // host:port (UDP) for mirrors; empty: none are served
+	ListenClients    string   // host:port (TCP) for etcd clients; empty: none
+	ListenAdmin      string   // host:port (TCP) for status and metrics; empty: the unix socket only
+	AdvertiseClients []string // URLs that etcd clients reach this node at; zero means ListenClients
+
+	Credentials *certs.Credentials
+	Allow       []string        // names of mirrors that may follow; empty: any with a certificate
+	Mode        heliograph.Mode // zero means async
+	History     time.Duration   // how much longer than the upstream to keep compacted history
+
+	Log *slog.Logger // nil discards
+}
+
+// Etcd says how a source node reaches its etcd.
+type Etcd struct {
+	Endpoints []string    // http(s)://host:port; at least one
+	TLS       *tls.Config // nil for http endpoints
+	Username  string      // empty: no authentication
+	Password  string
+}
+
+func (c *Config) resolve() error {
+	if _, err := heliograph.ParseClusterID(string(c.Cluster)); err != nil {
+		return err
+	}
+	if c.DataDir == "" {
+		return errors.New("a node needs a data directory")
+	}
+	if (c.Etcd == nil) == (c.From == nil) {
+		return errors.New("a node needs exactly one upstream: an etcd or another node")
+	}
+	switch {
+	case c.From != nil:
+		c.Database = c.From.Database
+	case c.Database == "":
+		c.Database = heliograph.DefaultDatabase
+	}
+	if _, err := heliograph.ParseDatabaseID(string(c.Database)); err != nil {
+		return err
+	}
+	if c.Credentials == nil && (c.From != nil || c.Listen != "") {
+		return errors.New("a node that talks to other nodes needs a certificate")
+	}
+	if c.Mode == "" {
+		c.Mode = heliograph.Async
+	}
+	if _, err := heliograph.ParseMode(string(c.Mode)); err != nil {
+		return err
+	}
+	if c.History < 0 {
+		return fmt.Errorf("history %s: want a positive duration, or 0 to follow the upstream's compactions", c.History)
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+func (c *Config) role() heliograph.Role {
+	switch {
+	case c.Etcd != nil:
+		return heliograph.RoleSource
+	case c.Listen != "":
+		return heliograph.RoleRelay
+	}
+	return heliograph.RoleMirror
+}
+
+func (c *Config) identity() identity {
+	id := identity{Role: c.role(), Cluster: c.Cluster, Database: c.Database}
+	if id.Role == heliograph.RoleRelay {
+		// Whether a mirror serves others too is a setting, not what it is.
+		id.Role = heliograph.RoleMirror
+	}
+	if c.From != nil {
+		id.Source = c.From.Cluster
+	}
+	return id
+}

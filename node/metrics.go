@@ -1,0 +1,74 @@
+package node
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/heliograph/heliograph"
+)
+
+var statusLabels = []string{"cluster", "database"}
+
+func desc(name, help string, more ...string) *prometheus.Desc {
+	return prometheus.NewDesc("heliograph_"+name, help, append(statusLabels, more...), nil)
+}
+
+var (
+	descState      = desc("state", "1 for the state that the database is in, 0 for the others.", "state")
+	descApplied    = desc("applied_revision", "Last revision that readers see.")
+	descDurable    = desc("durable_revision", "Last revision that survives a crash.")
+	descHead       = desc("head_revision", "Newest revision that the upstream is known to have.")
+	descCompact    = desc("compact_revision", "Compaction revision of the replica.")
+	descBehind     = desc("behind_revisions", "Revisions between the head and the applied one.")
+	descLag        = desc("lag_seconds", "How long the oldest known revision has been waiting to be applied.")
+	descStaleness  = desc("staleness_seconds", "How old what readers see may be; -1 if it was never up to date.")
+	descDone       = desc("bootstrap_bytes", "Bytes received of the snapshot in progress.")
+	descTotal      = desc("bootstrap_total_bytes", "Size of the snapshot in progress; 0 if not known.")
+	descDownstream = desc("downstream_lag_seconds", "How long the oldest revision that a mirror has not applied has been on its way.", "mirror")
+)
+
+// statusCollector turns the status into metrics at each scrape.
+type statusCollector struct{ node *Node }
+
+// Describe implements [prometheus.Collector].
+func (c statusCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		descState, descApplied, descDurable, descHead, descCompact, descBehind,
+		descLag, descStaleness, descDone, descTotal, descDownstream,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements [prometheus.Collector].
+func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, s := range c.node.Status() {
+		labels := []string{string(s.Cluster), string(s.Name)}
+		gauge := func(d *prometheus.Desc, v float64, more ...string) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, append(labels[:2:2], more...)...)
+		}
+		for state := heliograph.Disconnected; state <= heliograph.Promoted; state++ {
+			in := 0.0
+			if s.Status == state {
+				in = 1
+			}
+			gauge(descState, in, state.String())
+		}
+		gauge(descApplied, float64(s.AppliedRevision))
+		gauge(descDurable, float64(s.DurableRevision))
+		gauge(descHead, float64(s.HeadRevision))
+		gauge(descCompact, float64(s.CompactRevision))
+		gauge(descBehind, float64(s.BehindRevisions))
+		gauge(descLag, float64(s.LagMS)/1000)
+		gauge(descStaleness, max(-1, float64(s.StalenessMS)/1000))
+		gauge(descDone, float64(s.BytesDone))
+		gauge(descTotal, float64(s.BytesTotal))
+		seen := make(map[string]bool)
+		for _, d := range s.Downstreams {
+			// Two connections of one mirror overlap while it reconnects.
+			if name := string(d.Cluster) + "/" + d.Name; !seen[name] {
+				seen[name] = true
+				gauge(descDownstream, float64(d.LagMS)/1000, name)
+			}
+		}
+	}
+}

@@ -1,0 +1,81 @@
+package readapi
+
+import (
+	"sync/atomic"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+// watchBudget bounds what all watch streams of a node hold. When it is full,
+// streams park their watches (see watchStream); nothing is lost.
+type watchBudget struct {
+	perStream, total int64 // bytes
+	maxWatches       int64
+
+	used    atomic.Int64 // bytes waiting for clients
+	watches atomic.Int64
+}
+
+// full reports whether a stream that holds own bytes may take no more. A
+// stream that holds nothing may always take one response, so that each makes
+// progress whatever the others hold.
+func (b *watchBudget) full(own int64) bool {
+	return own >= b.perStream || own > 0 && b.used.Load() >= b.total
+}
+
+// fit returns how many of the events, always whole revisions, a stream that
+// holds own bytes may take: at least one revision unless it is full.
+func (b *watchBudget) fit(events []*mvccpb.Event, own int64) int {
+	if len(events) == 0 || b.full(own) {
+		return 0
+	}
+	bytes := own
+	for i, ev := range events {
+		if i > 0 && bytes >= b.perStream && ev.Kv.ModRevision != events[i-1].Kv.ModRevision {
+			return i
+		}
+		bytes += sizeOf(ev)
+	}
+	return len(events)
+}
+
+// roomy reports whether a stream has drained far enough to resume watches.
+// The gap to full keeps it from parking and resuming for every response.
+func (b *watchBudget) roomy(own int64) bool {
+	return own == 0 || own <= b.perStream/2 && b.used.Load() < b.total
+}
+
+// open takes places for one watch and reports whether there were enough.
+func (b *watchBudget) open(places int64) bool {
+	if b.watches.Add(places) > b.maxWatches {
+		b.watches.Add(-places)
+		return false
+	}
+	return true
+}
+
+// places is how many watches' places one with this range takes: one, and
+// more if its keys are huge, which a count alone would let through.
+func places(key, end []byte) int64 { return 1 + int64(len(key)+len(end))/placeBytes }
+
+// placeBytes is more than keys have in practice.
+const placeBytes = 4 << 10
+
+// responseBytes is what a response costs besides its events, and eventBytes
+// what an event costs besides its key and value: structs and slices, roughly.
+const (
+	responseBytes = 256
+	eventBytes    = 160
+)
+
+// sizeOf returns what events hold in memory, roughly, in bytes.
+func sizeOf(events ...*mvccpb.Event) int64 {
+	var n int64
+	for _, ev := range events {
+		n += eventBytes + int64(len(ev.Kv.Key)+len(ev.Kv.Value))
+		if ev.PrevKv != nil {
+			n += int64(len(ev.PrevKv.Key) + len(ev.PrevKv.Value))
+		}
+	}
+	return n
+}

@@ -1,0 +1,148 @@
+package session
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/heliograph/heliograph"
+)
+
+// Hello is what a mirror asks for.
+type Hello struct {
+	Cluster     string // the cluster that it means to follow
+	Database    string
+	LastApplied int64 // 0 asks for a snapshot
+	Version     uint16
+	NodeID      string // "" if not said
+	Origin      string // heliograph.Origin of what it holds; "" if not said
+}
+
+// Peer is who the mirror proved to be.
+type Peer struct {
+	Identity heliograph.Identity
+	Err      error // why its certificate says no identity; nil if it does
+}
+
+// Node is the source at one moment.
+type Node struct {
+	Cluster  heliograph.ClusterID
+	Database heliograph.DatabaseID
+	NodeID   string
+	Version  uint16   // the protocol version that is spoken
+	Allow    []string // names of the mirrors that may follow; empty: every observer
+
+	Origin  heliograph.Origin
+	Applied int64 // 0 while there is no data
+	Floor   int64 // the history is complete above this revision
+
+	Head    int64    // the newest revision that the node's upstream is known to have
+	Fresh   bool     // Head was heard just now
+	Path    []string // node ids from the origin down to the node's upstream
+	MaxPath int      // the longest path, this node included, that the protocol can say
+
+	Mirrors, MaxMirrors         int // connected now, and at most
+	FromAddress, MaxFromAddress int // the same, from this mirror's address
+	Snapshots, MaxSnapshots     int // snapshots being handed down
+}
+
+// Decision answers a hello.
+type Decision struct {
+	Code     heliograph.Code // CodeOK if accepted
+	Detail   string          // for the mirror's operator; "" if accepted
+	Snapshot bool            // accepted with a snapshot; the entries follow behind it
+	From     int64           // accepted without: the first revision to send
+}
+
+// Accepted reports whether the mirror may follow.
+func (d Decision) Accepted() bool { return d.Code == heliograph.CodeOK }
+
+// Decide answers a hello. The checks come in the protocol's order, and the
+// first that fails answers: an identity that is not allowed here learns nothing
+// of the cluster, and a mistake that waiting cannot mend is named before a
+// shortage that it can.
+func Decide(h Hello, p Peer, n Node) Decision {
+	for _, check := range []func(Hello, Peer, Node) Decision{
+		checkPeer, checkNames, checkChain, checkLineage, checkLoad,
+	} {
+		if d := check(h, p, n); !d.Accepted() {
+			return d
+		}
+	}
+	if h.needsSnapshot(n) {
+		return Decision{Snapshot: true}
+	}
+	return Decision{From: h.LastApplied + 1}
+}
+
+// needsSnapshot reports whether the history does not hold what the mirror lacks.
+// A mirror exactly at the floor needs only what lies above it.
+func (h Hello) needsSnapshot(n Node) bool {
+	return h.LastApplied < 1 || h.LastApplied < n.Floor
+}
+
+func checkPeer(_ Hello, p Peer, n Node) Decision {
+	switch {
+	case p.Err != nil:
+		return refuse(heliograph.CodeNotAuthorized, "the certificate carries no identity that is known here")
+	case !p.Identity.Role.Observes():
+		return refuse(heliograph.CodeObserverOnly, "a certificate of role %s cannot follow: use one of role mirror or relay", p.Identity.Role)
+	case len(n.Allow) > 0 && !slices.Contains(n.Allow, p.Identity.Name):
+		return refuse(heliograph.CodeNotAuthorized, "the name %s is not allowed here", p.Identity.Name)
+	}
+	return Decision{}
+}
+
+func checkNames(h Hello, _ Peer, n Node) Decision {
+	switch {
+	case h.Version != n.Version:
+		return refuse(heliograph.CodeBadVersion, "protocol version %d is not spoken: this node speaks %d", h.Version, n.Version)
+	case h.Cluster != string(n.Cluster):
+		return refuse(heliograph.CodeClusterMismatch, "this is cluster %s, not %.80q", n.Cluster, h.Cluster)
+	case h.Database != string(n.Database):
+		return refuse(heliograph.CodeUnknownDatabase, "there is no database %.80q: this node serves %s", h.Database, n.Database)
+	}
+	return Decision{}
+}
+
+func checkChain(h Hello, _ Peer, n Node) Decision {
+	switch {
+	case h.NodeID != "" && h.NodeID == n.NodeID:
+		return refuse(heliograph.CodeSelfMirror, "node %s would follow itself: check the address, and that no data directory was copied", n.NodeID)
+	case h.NodeID != "" && slices.Contains(n.Path, h.NodeID):
+		return refuse(heliograph.CodeCycle, "node %s follows %.80q itself, which would now follow it", n.NodeID, h.NodeID)
+	case len(n.Path)+1 > n.MaxPath:
+		return refuse(heliograph.CodeCycle, "node %s is %d nodes below the origin: chains of more than %d are not followed", n.NodeID, len(n.Path), n.MaxPath)
+	}
+	return Decision{}
+}
+
+func checkLineage(h Hello, _ Peer, n Node) Decision {
+	switch {
+	case n.Applied < 1:
+		return refuse(heliograph.CodeNotReady, "node %s has received no snapshot itself yet", n.NodeID)
+	case h.Origin != "" && h.Origin != n.Origin.String():
+		return refuse(heliograph.CodeDiverged, "the mirror holds %.200s, this node %s: resync the mirror to replace what it holds", h.Origin, n.Origin)
+	case h.LastApplied <= n.Applied:
+		return Decision{}
+	case n.Fresh && n.Head < h.LastApplied:
+		return refuse(heliograph.CodeDiverged, "the mirror is at revision %d, the origin only at %d: it was restored or re-created; resync the mirror to follow it", h.LastApplied, n.Head)
+	}
+	// A node that was killed may have lost its last moments, and gets them back.
+	return refuse(heliograph.CodeNotReady, "the mirror is at revision %d, node %s only at %d so far", h.LastApplied, n.NodeID, n.Applied)
+}
+
+func checkLoad(h Hello, _ Peer, n Node) Decision {
+	switch {
+	case n.Mirrors >= n.MaxMirrors:
+		return refuse(heliograph.CodeOverloaded, "%d mirrors are connected, at most %d may be", n.Mirrors, n.MaxMirrors)
+	case n.FromAddress >= n.MaxFromAddress:
+		return refuse(heliograph.CodeOverloaded, "%d mirrors are connected from this address, at most %d may be", n.FromAddress, n.MaxFromAddress)
+	case h.needsSnapshot(n) && n.Snapshots >= n.MaxSnapshots:
+		return refuse(heliograph.CodeOverloaded, "%d snapshots are being handed down, at most %d may be", n.Snapshots, n.MaxSnapshots)
+	}
+	return Decision{}
+}
+
+func refuse(code heliograph.Code, format string, args ...any) Decision {
+	return Decision{Code: code, Detail: fmt.Sprintf(format, args...)}
+}

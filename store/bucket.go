@@ -1,0 +1,80 @@
+package store
+
+import (
+	"fmt"
+
+	bolt "go.etcd.io/bbolt"
+	"go.etcd.io/etcd/server/v3/storage/backend"
+
+	"github.com/heliograph/heliograph"
+)
+
+// ownBucket is the one bucket in the file that is not etcd's.
+//
+//	format       "1"
+//	origin       heliograph.Origin, as text
+//	compactions  what wishes.encode writes; missing if there are none
+type ownBucket struct{}
+
+var own backend.Bucket = ownBucket{}
+
+// ID is a number that etcd gives to none of its buckets (1 to 100).
+func (ownBucket) ID() backend.BucketID    { return 7400 }
+func (ownBucket) Name() []byte            { return []byte("heliograph") }
+func (ownBucket) String() string          { return "heliograph" }
+func (ownBucket) IsSafeRangeBucket() bool { return false }
+
+const formatVersion = "1"
+
+var (
+	formatKey      = []byte("format")
+	originKey      = []byte("origin")
+	compactionsKey = []byte("compactions")
+)
+
+// ownState is what the bucket holds.
+type ownState struct {
+	origin heliograph.Origin
+	wishes wishes
+}
+
+// writeOwn puts a fresh bucket into be: whatever a snapshot brought in its place
+// was its sender's. It is durable on return.
+func writeOwn(be backend.Backend, origin heliograph.Origin) {
+	tx := be.BatchTx()
+	tx.LockOutsideApply()
+	tx.UnsafeDeleteBucket(own)
+	tx.UnsafeCreateBucket(own)
+	tx.UnsafePut(own, formatKey, []byte(formatVersion))
+	tx.UnsafePut(own, originKey, []byte(origin.String()))
+	tx.Unlock()
+	be.ForceCommit()
+}
+
+// writeWishes stores the pending compactions; durable at the next commit.
+func writeWishes(be backend.Backend, w wishes) {
+	tx := be.BatchTx()
+	tx.LockOutsideApply()
+	tx.UnsafePut(own, compactionsKey, w.encode())
+	tx.Unlock()
+}
+
+// readOwn reads the bucket. A file without one is not a store's.
+func readOwn(tx *bolt.Tx) (ownState, error) {
+	b := tx.Bucket(own.Name())
+	if b == nil {
+		return ownState{}, fmt.Errorf("it does not say where its data comes from (no bucket %q)", own)
+	}
+	if v := string(b.Get(formatKey)); v != formatVersion {
+		return ownState{}, fmt.Errorf("it has format %.20q, and this program knows %q: use the program that wrote it", v, formatVersion)
+	}
+	origin, err := heliograph.ParseOrigin(string(b.Get(originKey)))
+	if err != nil {
+		return ownState{}, err
+	}
+	w, err := decodeWishes(b.Get(compactionsKey))
+	if err != nil {
+		return ownState{}, err
+	}
+	return ownState{origin: origin, wishes: w}, nil
+}

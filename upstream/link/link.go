@@ -1,0 +1,295 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/heliograph/heliograph"
+	"github.com/heliograph/heliograph/wire"
+)
+
+// Link follows one source. Its methods are safe for concurrent use, except that
+// Run runs once at a time.
+type Link struct {
+	cfg     Config
+	metrics *metrics
+
+	mu      sync.Mutex
+	session *session // nil while not connected
+	lost    error    // why not
+	path    []string // as last heard
+}
+
+// New checks cfg and returns a link that does nothing until Run.
+func New(cfg Config) (*Link, error) {
+	cfg, err := cfg.resolved()
+	if err != nil {
+		return nil, err
+	}
+	m, err := newMetrics(cfg.Metrics)
+	if err != nil {
+		return nil, err
+	}
+	return &Link{cfg: cfg, metrics: m, lost: errors.New("no connection has been tried yet")}, nil
+}
+
+// Run follows the source until ctx ends, whose cause it returns, or until the
+// histories have diverged, which it returns at once as a
+// *heliograph.DivergedError. Everything else is reported and tried again. When
+// Run returns, all that it started has stopped.
+func (l *Link) Run(ctx context.Context) error {
+	retry := newBackoff(&l.cfg)
+	for {
+		if err := l.round(ctx, retry); err != nil {
+			return err
+		}
+	}
+}
+
+// round tries every address once, in turn. An address that does not answer, or
+// has to be mended by somebody, hands over to the next at once; the wait for
+// those comes at the end. A source that did answer is left for a while first,
+// or a whole herd of mirrors would run from one address to the next.
+func (l *Link) round(ctx context.Context, retry *backoff) error {
+	owed := none    // the wait for those passed over
+	var mend error  // what somebody has to mend: stays in sight to the end
+	var shown error // the last error shown
+	for _, host := range l.cfg.Address.Hosts {
+		targets, err := l.resolve(ctx, host)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			shown = l.failed(host, fmt.Errorf("%s: %w", host, err))
+			owed = sooner(owed, classify(err))
+			continue
+		}
+		for _, t := range targets {
+			// A second try for a source that asked for it.
+			for again := true; again; {
+				out := l.follow(ctx, t)
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				retry.ended(out.lived, out.progressed)
+				shown = l.failed(t.String(), out.err)
+				c := classify(out.err)
+				if c == fatal {
+					return diverged(out.err)
+				}
+				if c == slow {
+					mend = shown
+				}
+				if c == slow || !out.answered {
+					owed = sooner(owed, c)
+					break
+				}
+				again = c == quick && !retry.wasQuick
+				owed = none
+				if !sleep(ctx, retry.next(c)) {
+					return context.Cause(ctx)
+				}
+			}
+		}
+	}
+	if owed == none {
+		return nil
+	}
+	if mend != nil && mend != shown {
+		l.show(mend)
+	}
+	if !sleep(ctx, retry.next(owed)) {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// sooner returns the class that is tried again sooner.
+func sooner(a, b class) class {
+	if a == none {
+		return b
+	}
+	return min(a, b)
+}
+
+// failed notes, counts, logs and shows why an address is not followed.
+func (l *Link) failed(peer string, err error) error {
+	l.metrics.lost.WithLabelValues(reason(err)).Inc()
+	if r, ok := errors.AsType[*heliograph.RefusedError](err); ok {
+		l.metrics.refusals.WithLabelValues(r.Code.String()).Inc()
+	}
+	if classify(err) >= slow {
+		l.cfg.Log.Error("source cannot be followed", "peer", peer, "err", err)
+	} else {
+		l.cfg.Log.Warn("source lost", "peer", peer, "err", err)
+	}
+	l.show(err)
+	return err
+}
+
+func (l *Link) show(err error) {
+	l.mu.Lock()
+	l.lost = err
+	l.mu.Unlock()
+	l.cfg.Reporter.Lost(err)
+}
+
+// outcome is how following one address ended.
+type outcome struct {
+	err        error
+	answered   bool          // a heliograph answered the hello
+	lived      time.Duration // as an accepted mirror
+	progressed bool          // the replica came further
+}
+
+// follow follows the source at t until that ends.
+func (l *Link) follow(ctx context.Context, t target) (out outcome) {
+	l.cfg.Reporter.Connecting(t.String())
+	conn, err := l.dial(ctx, t)
+	if err != nil {
+		l.metrics.dials.WithLabelValues("failed").Inc()
+		out.err = explain(t.String(), l.cfg.Address.Cluster, err)
+		return out
+	}
+	l.metrics.dials.WithLabelValues("ok").Inc()
+	// The one place where a connection is closed after its session: no stream
+	// of it is in use any more.
+	defer func() {
+		code := closeCode(ctx, out.err)
+		if err := conn.close(code, code.String()); err != nil {
+			l.cfg.Log.Debug("close", "peer", t.String(), "err", err)
+		}
+	}()
+	s, err := l.greet(ctx, conn, t)
+	if err != nil {
+		out.err = explain(t.String(), l.cfg.Address.Cluster, err)
+		_, out.answered = errors.AsType[*heliograph.RefusedError](out.err)
+		return out
+	}
+	began := time.Now()
+	l.begin(s)
+	err = s.run(ctx)
+	out = outcome{
+		err:        explain(t.String(), l.cfg.Address.Cluster, err),
+		answered:   true,
+		lived:      time.Since(began),
+		progressed: s.applied.Load() > s.startRev,
+	}
+	l.end(s, out.err)
+	return out
+}
+
+// begin makes s the connected session.
+func (l *Link) begin(s *session) {
+	l.mu.Lock()
+	l.session = s
+	l.mu.Unlock()
+	l.setPath(s.ack.Path)
+	l.metrics.connected.Set(1)
+	l.cfg.Log.Info("following", "peer", s.peer, "rev", s.plan.from-1, "snapshot", s.plan.snapshot)
+	l.cfg.Reporter.Connected(s.peer)
+	if s.ack.HeadLSN > 0 {
+		l.cfg.Reporter.Heard(s.ack.HeadLSN, s.ack.CompactLSN)
+	}
+}
+
+// end takes s back; callers that wait for its answers are told why.
+func (l *Link) end(s *session, err error) {
+	l.mu.Lock()
+	l.session, l.lost = nil, err
+	l.mu.Unlock()
+	l.metrics.connected.Set(0)
+	s.reads.close(fmt.Errorf("%w: %w", ErrDisconnected, err))
+}
+
+// setPath keeps what a source says stands above it. One that says nothing
+// leaves what is known.
+func (l *Link) setPath(path []string) {
+	if len(path) == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.path = path
+}
+
+// Path returns the node ids from the origin's source node down to the source,
+// as last heard, without this node's own. It is empty before the first
+// connection. The slice is the caller's.
+func (l *Link) Path() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.path)
+}
+
+// ReadIndex asks the source for the newest revision of the etcd at the head of
+// the chain; a replica that has applied it can answer a linearizable read that
+// began before the call. It waits for the answer, at most Config.ReadTimeout.
+// Without a connection it fails at once with [ErrDisconnected] and why.
+func (l *Link) ReadIndex(ctx context.Context) (int64, error) {
+	l.mu.Lock()
+	s, lost := l.session, l.lost
+	l.mu.Unlock()
+	if s == nil {
+		l.metrics.readIndex.WithLabelValues("failed").Inc()
+		return 0, fmt.Errorf("%w: %w", ErrDisconnected, lost)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, l.cfg.ReadTimeout,
+		fmt.Errorf("no answer from %s within %s: %w", s.peer, l.cfg.ReadTimeout, context.DeadlineExceeded))
+	defer cancel()
+	rev, err := s.reads.ask(ctx)
+	if err != nil {
+		l.metrics.readIndex.WithLabelValues("failed").Inc()
+		return 0, err
+	}
+	l.metrics.readIndex.WithLabelValues("ok").Inc()
+	return rev, nil
+}
+
+// greet says hello and reads the answer.
+func (l *Link) greet(ctx context.Context, conn *connection, t target) (*session, error) {
+	if l.cfg.Mode == heliograph.Sync && l.cfg.Replica.Applied() > 0 {
+		// The hello is an acknowledgement, too.
+		if _, err := l.cfg.Replica.Commit(); err != nil {
+			return nil, local("commit before the hello", err)
+		}
+	}
+	at := heliograph.Position{Origin: l.cfg.Replica.Origin(), Rev: l.cfg.Replica.Applied()}
+
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.AckTimeout)
+	defer cancel()
+	control, err := conn.OpenStreamSync(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("open the control stream: %w", err)
+	}
+	// Ends the read and the write below when ctx does.
+	stop := context.AfterFunc(ctx, func() { _ = control.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if _, err := control.Write(hello(l.cfg.Address, l.cfg.NodeID, at).AppendFrame(nil)); err != nil {
+		return nil, fmt.Errorf("hello: %w", err)
+	}
+	frames := wire.NewReader(control, wire.Control)
+	kind, payload, err := frames.Next()
+	if err != nil {
+		return nil, fmt.Errorf("answer to the hello: %w", brokenFrame(kind, err))
+	}
+	if kind != wire.TypeHelloAck {
+		return nil, broken("a %s frame instead of an answer to the hello", kind)
+	}
+	ack, err := wire.DecodeHelloAck(payload)
+	if err != nil {
+		return nil, brokenPayload(kind, err)
+	}
+	plan, err := checkAck(l.cfg.Address, l.cfg.NodeID, at, ack)
+	if err != nil {
+		return nil, err
+	}
+	if !stop() {
+		return nil, fmt.Errorf("answer to the hello: %w", context.Cause(ctx))
+	}
+	return newSession(l, t.String(), conn, control, frames, at.Rev, ack, plan), nil
+}

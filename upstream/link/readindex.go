@@ -1,0 +1,119 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/heliograph/heliograph/wire"
+)
+
+// maxReads bounds the read-index requests of one connection that wait for their
+// answers. Further callers wait for a place, as long as their contexts allow.
+const maxReads = 1024
+
+// readAnswer is what one caller waits for.
+type readAnswer struct {
+	rev int64
+	err error
+}
+
+// reads are the read-index requests of one connection.
+//
+// Invariant: queue holds keys of waiting; len(waiting) <= maxReads.
+type reads struct {
+	slots chan struct{} // one for each request not answered yet
+	wake  func()        // tells the writer of the control stream that queue grew
+
+	mu      sync.Mutex
+	nextID  uint64
+	waiting map[uint64]chan readAnswer
+	queue   []uint64 // not sent yet
+	closed  error
+}
+
+func newReads(wake func()) *reads {
+	return &reads{slots: make(chan struct{}, maxReads), wake: wake, waiting: make(map[uint64]chan readAnswer)}
+}
+
+// ask sends one request and waits for its answer.
+func (r *reads) ask(ctx context.Context) (int64, error) {
+	select {
+	case r.slots <- struct{}{}:
+	case <-ctx.Done():
+		return 0, fmt.Errorf("%d read-index requests are under way: %w", maxReads, context.Cause(ctx))
+	}
+	defer func() { <-r.slots }()
+
+	answer := make(chan readAnswer, 1)
+	r.mu.Lock()
+	if err := r.closed; err != nil {
+		r.mu.Unlock()
+		return 0, err
+	}
+	id := r.nextID
+	r.nextID++
+	r.waiting[id] = answer
+	r.queue = append(r.queue, id)
+	r.mu.Unlock()
+	r.wake()
+
+	select {
+	case a := <-answer:
+		return a.rev, a.err
+	case <-ctx.Done():
+		r.mu.Lock()
+		delete(r.waiting, id)
+		r.queue = slices.DeleteFunc(r.queue, func(queued uint64) bool { return queued == id })
+		r.mu.Unlock()
+		return 0, fmt.Errorf("read index: %w", context.Cause(ctx))
+	}
+}
+
+// appendFrames appends the requests that have not been sent.
+func (r *reads) appendFrames(dst []byte) []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, id := range r.queue {
+		dst = wire.ReadIndex{ID: id}.AppendFrame(dst)
+	}
+	r.queue = r.queue[:0]
+	return dst
+}
+
+// answer passes a reply on. One that nobody waits for any more is dropped; one
+// to a question never asked breaks the protocol.
+func (r *reads) answer(reply wire.ReadIndexReply) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if reply.ID >= r.nextID {
+		return broken("a reply to read index %d, which was not asked", reply.ID)
+	}
+	answer, ok := r.waiting[reply.ID]
+	if !ok {
+		return nil
+	}
+	delete(r.waiting, reply.ID)
+	a := readAnswer{rev: reply.LSN}
+	if reply.ErrorDetail != "" {
+		a = readAnswer{err: fmt.Errorf("the source cannot tell its newest revision: %s", cut(reply.ErrorDetail))}
+	} else if reply.LSN < 1 {
+		a = readAnswer{err: errors.New("the source does not know its newest revision")}
+	}
+	answer <- a
+	return nil
+}
+
+// close fails what waits, and all that comes later.
+func (r *reads) close(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = err
+	for id, answer := range r.waiting {
+		delete(r.waiting, id)
+		answer <- readAnswer{err: err}
+	}
+	r.queue = nil
+}

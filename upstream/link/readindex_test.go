@@ -1,0 +1,153 @@
+package link_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/heliograph/heliograph"
+	"github.com/heliograph/heliograph/upstream/link"
+	"github.com/heliograph/heliograph/wire"
+)
+
+// following is a world whose source follows a plan given by the test.
+func following(t *testing.T) (*world, *source, *running) {
+	t.Helper()
+	w := newWorld(t)
+	w.replica.at(100)
+	src := w.source(func(c *conn) { c.accept(helloAck(100)); c.hold() })
+	l := w.run()
+	w.bell.until(t, "it is connected", func() bool { w.reporter.mu.Lock(); defer w.reporter.mu.Unlock(); return len(w.reporter.connected) > 0 })
+	return w, src, l
+}
+
+func TestReadIndexMultiplexed(t *testing.T) {
+	w, src, l := following(t)
+	c := src.last(t)
+	const callers = 200
+	var work sync.WaitGroup
+	revs := make([]int64, callers)
+	for i := range revs {
+		work.Go(func() {
+			rev, err := l.ReadIndex(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			revs[i] = rev
+		})
+	}
+	w.bell.until(t, "all have asked", func() bool { return len(c.asked()) == callers })
+	ids := c.asked()
+	for i := len(ids) - 1; i >= 0; i-- { // answers may come in any order
+		c.send(wire.ReadIndexReply{ID: ids[i], LSN: int64(1000 + ids[i])})
+	}
+	work.Wait()
+	seen := make(map[int64]bool)
+	for _, rev := range revs {
+		if rev < 1000 || seen[rev] {
+			t.Errorf("revision %d", rev)
+		}
+		seen[rev] = true
+	}
+}
+
+func TestReadIndexFails(t *testing.T) {
+	w, src, l := following(t)
+	c := src.last(t)
+	ask := func(ctx context.Context) <-chan error {
+		n := len(c.asked())
+		answer := make(chan error, 1)
+		go func() {
+			rev, err := l.ReadIndex(ctx)
+			if err == nil {
+				err = errors.New("it was answered")
+			}
+			if rev != 0 {
+				err = errors.New("an error with a revision")
+			}
+			answer <- err
+		}()
+		w.bell.until(t, "it was asked", func() bool { return len(c.asked()) > n })
+		return answer
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancelled := ask(ctx)
+	cancel()
+	if err := <-cancelled; !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	c.send(wire.ReadIndexReply{ID: c.asked()[0], LSN: 5}) // too late: nobody minds
+
+	refused := ask(t.Context())
+	c.send(wire.ReadIndexReply{ID: c.asked()[1], ErrorDetail: "etcd has no leader"})
+	if err := <-refused; !strings.Contains(err.Error(), "etcd has no leader") {
+		t.Errorf("refused: %v", err)
+	}
+	ignorant := ask(t.Context())
+	c.send(wire.ReadIndexReply{ID: c.asked()[2]})
+	if err := <-ignorant; !strings.Contains(err.Error(), "does not know") {
+		t.Errorf("without a revision: %v", err)
+	}
+	lost := ask(t.Context())
+	c.goodbye(heliograph.CodeShuttingDown, "going home")
+	if err := <-lost; !errors.Is(err, link.ErrDisconnected) || !strings.Contains(err.Error(), "going home") {
+		t.Errorf("lost: %v", err)
+	}
+}
+
+func TestReadIndexTimesOut(t *testing.T) {
+	w := newWorld(t)
+	w.replica.at(100)
+	w.cfg.ReadTimeout = 20 * time.Millisecond
+	w.source(func(c *conn) { c.accept(helloAck(100)); c.hold() })
+	l := w.run()
+	w.bell.until(t, "it is connected", func() bool { w.reporter.mu.Lock(); defer w.reporter.mu.Unlock(); return len(w.reporter.connected) > 0 })
+	if _, err := l.ReadIndex(t.Context()); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no answer from") {
+		t.Errorf("read index: %v", err)
+	}
+}
+
+func TestReadIndexBounded(t *testing.T) {
+	w, src, l := following(t)
+	c := src.last(t)
+	const most = 1024
+	var work sync.WaitGroup
+	for range most + 50 {
+		work.Go(func() {
+			if _, err := l.ReadIndex(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	w.bell.until(t, "as many have asked as may", func() bool { return len(c.asked()) == most })
+	answered := 0
+	for answered < most+50 {
+		ids := c.asked()
+		if len(ids) > most+answered {
+			t.Fatalf("%d questions after %d answers", len(ids), answered)
+		}
+		for _, id := range ids[answered:] {
+			c.send(wire.ReadIndexReply{ID: id, LSN: 1})
+			answered++
+		}
+		if answered < most+50 {
+			w.bell.until(t, "more have asked", func() bool { return len(c.asked()) > answered })
+		}
+	}
+	work.Wait()
+}
+
+func TestReadIndexUnconnected(t *testing.T) {
+	w := newWorld(t)
+	w.replica.at(100)
+	w.source(func(c *conn) { c.refuse(heliograph.CodeOverloaded, "64 mirrors are here") })
+	l := w.run()
+	w.lost(1)
+	_, err := l.ReadIndex(t.Context())
+	if !errors.Is(err, link.ErrDisconnected) || !strings.Contains(err.Error(), "64 mirrors are here") {
+		t.Errorf("read index: %v", err)
+	}
+}

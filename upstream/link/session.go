@@ -1,0 +1,234 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/heliograph/heliograph"
+	"github.com/heliograph/heliograph/wire"
+)
+
+// session is one accepted connection. Five goroutines share it: one reads
+// control, one writes it, one receives bulk, one passes compaction on, one
+// watches. None of them waits for another's work.
+type session struct {
+	cfg     *Config
+	link    *Link
+	peer    string
+	conn    *connection
+	control *quic.Stream
+	frames  *wire.Reader // of control
+	ack     wire.HelloAck
+	plan    plan
+
+	vigil *vigil
+	acks  *acks
+	reads *reads
+
+	outgoing   chan struct{} // wakes the writer of control
+	compaction chan struct{} // wakes the one that passes compaction on
+	startRev   int64         // what the replica had when it said hello
+	applied    atomic.Int64  // what it has been brought to
+
+	// applying lets one goroutine at a time change the replica, as
+	// heliograph.Replica wants it.
+	applying sync.Mutex
+}
+
+func newSession(l *Link, peer string, conn *connection, control *quic.Stream, frames *wire.Reader, at int64, ack wire.HelloAck, p plan) *session {
+	s := &session{
+		cfg: &l.cfg, link: l, peer: peer, conn: conn, control: control, frames: frames, ack: ack, plan: p, startRev: at,
+		outgoing:   make(chan struct{}, 1),
+		compaction: make(chan struct{}, 1),
+	}
+	s.vigil = &vigil{
+		peer: peer, silence: l.cfg.Silence, stall: l.cfg.Stall, snapshotStall: l.cfg.SnapshotStall,
+		heard: time.Now(), head: ack.HeadLSN, compacted: ack.CompactLSN,
+	}
+	if certs := conn.ConnectionState().TLS.PeerCertificates; len(certs) > 0 {
+		s.vigil.notAfter = certs[0].NotAfter
+	}
+	s.acks = &acks{replica: l.cfg.Replica, delay: l.cfg.AckDelay, sync: l.cfg.Mode == heliograph.Sync}
+	s.reads = newReads(func() { wake(s.outgoing) })
+	s.applied.Store(at)
+	return s
+}
+
+// wake wakes whoever waits on c; it asks then what has changed.
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// run follows the source until something fails or ctx ends, and returns why
+// when all its goroutines have.
+func (s *session) run(parent context.Context) error {
+	g, ctx := errgroup.WithContext(parent)
+	g.Go(func() error { return s.readControl() })
+	g.Go(func() error { return s.writeControl(ctx) })
+	g.Go(func() error { return s.receive(ctx) })
+	g.Go(func() error { return s.passCompaction(ctx) })
+	g.Go(func() error { return s.watch(ctx) })
+	g.Go(func() error {
+		<-ctx.Done()
+		s.part(closeCode(parent, context.Cause(ctx)))
+		return nil
+	})
+	err := g.Wait()
+	if parent.Err() != nil {
+		return context.Cause(parent)
+	}
+	return err
+}
+
+// part tells the source why and ends every read and write of the others. The
+// goodbye is best effort; the code travels with the end of the connection, too.
+func (s *session) part(code heliograph.Code) {
+	_ = s.control.TryWriteAll(wire.Goodbye{Code: code, Detail: code.String()}.AppendFrame(nil))
+	_ = s.conn.CloseWithError(quic.ApplicationErrorCode(code), code.String())
+}
+
+// readControl handles the source's control frames. Nothing here blocks on the
+// replica: what it takes long to do would look like silence.
+func (s *session) readControl() error {
+	for {
+		kind, payload, err := s.frames.Next()
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				return errors.New("the source ended the control stream")
+			}
+			return brokenFrame(kind, err)
+		}
+		s.vigil.hear(time.Now())
+		switch kind {
+		case wire.TypeHeartbeat:
+			err = s.heartbeat(payload)
+		case wire.TypeReadIndexReply:
+			var reply wire.ReadIndexReply
+			if reply, err = wire.DecodeReadIndexReply(payload); err == nil {
+				err = s.reads.answer(reply)
+			}
+		case wire.TypeGoodbye:
+			var bye wire.Goodbye
+			if bye, err = wire.DecodeGoodbye(payload); err == nil {
+				err = parted(bye)
+			}
+		default:
+			err = &fault{"protocol", wire.CodeOf(kind, nil), broken("an unexpected %s frame", kind)}
+		}
+		if err != nil {
+			return brokenPayload(kind, err)
+		}
+	}
+}
+
+// parted is the error that a source's goodbye ends the session with.
+func parted(bye wire.Goodbye) error {
+	if bye.Code == heliograph.CodeOK {
+		return errors.New("the source ended the connection")
+	}
+	return &heliograph.RefusedError{Code: bye.Code, Detail: bye.Detail}
+}
+
+// maxStaleness keeps a source's milliseconds from overflowing a Duration.
+const maxStaleness = 100 * 365 * 24 * time.Hour
+
+func (s *session) heartbeat(payload []byte) error {
+	h, err := wire.DecodeHeartbeat(payload)
+	if err != nil {
+		return err
+	}
+	if err := checkPath(s.cfg.NodeID, h.Path); err != nil {
+		return err
+	}
+	s.link.setPath(h.Path)
+	s.vigil.heartbeat(time.Now(), h, s.applied.Load())
+	s.cfg.Reporter.Heard(s.vigil.horizon())
+	staleness := time.Duration(-1)
+	if h.StalenessMS >= 0 {
+		staleness = time.Duration(min(h.StalenessMS, maxStaleness.Milliseconds())) * time.Millisecond
+	}
+	s.cfg.Reporter.Upstream(staleness, h.Why)
+	wake(s.compaction)
+	return nil
+}
+
+// writeControl sends heartbeats, acks and read-index requests.
+func (s *session) writeControl(ctx context.Context) error {
+	beat := time.NewTicker(s.cfg.Heartbeat)
+	defer beat.Stop()
+	ackAgain := time.NewTimer(0)
+	defer ackAgain.Stop()
+	var buf []byte
+	for {
+		buf = buf[:0]
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-beat.C:
+			buf = wire.Heartbeat{HeadLSN: s.cfg.Replica.Applied(), CompactLSN: s.cfg.Replica.Compacted(), StalenessMS: -1}.AppendFrame(buf)
+		case <-s.outgoing:
+		case <-ackAgain.C:
+		}
+		ack, send, wait := s.acks.due(time.Now())
+		if send {
+			buf = ack.AppendFrame(buf)
+			s.link.metrics.acks.Inc()
+		}
+		if wait > 0 {
+			ackAgain.Reset(wait)
+		}
+		buf = s.reads.appendFrames(buf)
+		if len(buf) == 0 {
+			continue
+		}
+		if err := s.control.SetWriteDeadline(time.Now().Add(s.cfg.Silence)); err != nil {
+			return err
+		}
+		if _, err := s.control.Write(buf); err != nil {
+			return err
+		}
+	}
+}
+
+// passCompaction tells the replica the source's compaction revision after each
+// heartbeat; a replica that was replaced since has to hear it again.
+func (s *session) passCompaction(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.compaction:
+		}
+		if _, rev := s.vigil.horizon(); rev > 0 {
+			s.applying.Lock()
+			s.cfg.Replica.Compact(rev)
+			s.applying.Unlock()
+		}
+	}
+}
+
+// watch ends the session when the source no longer lives.
+func (s *session) watch(ctx context.Context) error {
+	tick := time.NewTicker(max(s.cfg.Silence/50, time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := s.vigil.verdict(time.Now()); err != nil {
+				return err
+			}
+		}
+	}
+}

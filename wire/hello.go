@@ -1,0 +1,187 @@
+package wire
+
+import (
+	"github.com/tinylib/msgp/msgp"
+
+	"github.com/heliograph/heliograph"
+)
+
+// NoSnapshot is a HelloAck's SnapshotLSN when the stream follows without one.
+const NoSnapshot = 1<<64 - 1
+
+// maxText is the longest name or id in a control frame, in bytes. It is wider
+// than what this version accepts, so that a refusal can quote it.
+const maxText = 256
+
+// Hello is a mirror's first frame on the first stream. The first four fields
+// are always sent, in this order; the further ones only where they are set.
+type Hello struct {
+	SourceCluster    string
+	SourceDatabaseID string
+	LastAppliedLSN   int64 // 0 asks for a snapshot
+	ProtocolVersion  uint16
+
+	NodeID string // identifies the mirror's data directory; "" if unknown
+	Origin string // heliograph.Origin of what it holds; "" if nothing
+}
+
+// AppendFrame implements [Message].
+func (h Hello) AppendFrame(dst []byte) []byte {
+	n := uint32(4)
+	for _, s := range []string{h.NodeID, h.Origin} {
+		if s != "" {
+			n++
+		}
+	}
+	b, start := beginFrame(dst, TypeHello)
+	b = msgp.AppendMapHeader(b, n)
+	b = appendText(b, "source_cluster", h.SourceCluster)
+	b = appendText(b, "source_database_id", h.SourceDatabaseID)
+	b = appendRev(b, "last_applied_lsn", h.LastAppliedLSN)
+	b = msgp.AppendUint16(msgp.AppendString(b, "protocol_version"), h.ProtocolVersion)
+	if h.NodeID != "" {
+		b = appendText(b, "node_id", h.NodeID)
+	}
+	if h.Origin != "" {
+		b = appendText(b, "origin", h.Origin)
+	}
+	return endFrame(b, start)
+}
+
+// DecodeHello reads a hello's payload. It retains nothing of it.
+func DecodeHello(payload []byte) (Hello, error) {
+	var h Hello
+	f := readFields(payload)
+	for key, ok := f.next(); ok; key, ok = f.next() {
+		switch key {
+		case "source_cluster":
+			h.SourceCluster = f.str(maxText)
+		case "source_database_id":
+			h.SourceDatabaseID = f.str(maxText)
+		case "last_applied_lsn":
+			h.LastAppliedLSN = f.rev()
+		case "protocol_version":
+			h.ProtocolVersion = f.u16()
+		case "node_id":
+			h.NodeID = f.str(maxText)
+		case "origin":
+			h.Origin = f.str(maxText)
+		default:
+			f.skip()
+		}
+	}
+	return h, f.done(TypeHello, "source_cluster", "source_database_id", "last_applied_lsn", "protocol_version")
+}
+
+// HelloAck is the source's answer to a hello. The first six fields are always
+// sent, in this order; the further ones only where they are set.
+type HelloAck struct {
+	Accepted           bool
+	ErrorCode          heliograph.Code
+	ErrorDetail        string
+	SourceClusterID    string
+	SnapshotLSN        uint64 // the revision of the snapshot that follows, or NoSnapshot
+	SnapshotBytesTotal uint64 // the snapshot's size; 0 without one
+
+	HeadLSN     int64    // the source's newest applied revision
+	CompactLSN  int64    // its compaction revision
+	Origin      string   // heliograph.Origin of what it holds
+	NodeID      string   // identifies the source's data directory
+	Path        []string // node ids from the origin's source node down to this node
+	HeartbeatMS int64    // how often the source sends heartbeats; 0: not said
+}
+
+// AppendFrame implements [Message].
+func (a HelloAck) AppendFrame(dst []byte) []byte {
+	n := uint32(6)
+	for _, set := range []bool{a.HeadLSN != 0, a.CompactLSN != 0, a.Origin != "", a.NodeID != "", len(a.Path) > 0, a.HeartbeatMS != 0} {
+		if set {
+			n++
+		}
+	}
+	b, start := beginFrame(dst, TypeHelloAck)
+	b = msgp.AppendMapHeader(b, n)
+	b = msgp.AppendBool(msgp.AppendString(b, "accepted"), a.Accepted)
+	b = msgp.AppendUint8(msgp.AppendString(b, "error_code"), uint8(a.ErrorCode))
+	b = msgp.AppendString(msgp.AppendString(b, "error_detail"), cut(a.ErrorDetail, MaxDetailBytes))
+	b = appendText(b, "source_cluster_id", a.SourceClusterID)
+	b = msgp.AppendUint64(msgp.AppendString(b, "snapshot_lsn"), a.SnapshotLSN)
+	b = msgp.AppendUint64(msgp.AppendString(b, "snapshot_bytes_total"), a.SnapshotBytesTotal)
+	if a.HeadLSN != 0 {
+		b = appendRev(b, "head_lsn", a.HeadLSN)
+	}
+	if a.CompactLSN != 0 {
+		b = appendRev(b, "compact_lsn", a.CompactLSN)
+	}
+	if a.Origin != "" {
+		b = appendText(b, "origin", a.Origin)
+	}
+	if a.NodeID != "" {
+		b = appendText(b, "node_id", a.NodeID)
+	}
+	if len(a.Path) > 0 {
+		b = appendPath(b, a.Path)
+	}
+	if a.HeartbeatMS != 0 {
+		b = appendRev(b, "heartbeat_ms", a.HeartbeatMS)
+	}
+	return endFrame(b, start)
+}
+
+// DecodeHelloAck reads an ack's payload. It retains nothing of it.
+func DecodeHelloAck(payload []byte) (HelloAck, error) {
+	var a HelloAck
+	f := readFields(payload)
+	for key, ok := f.next(); ok; key, ok = f.next() {
+		switch key {
+		case "accepted":
+			a.Accepted = f.boolean()
+		case "error_code":
+			a.ErrorCode = heliograph.Code(f.u8())
+		case "error_detail":
+			a.ErrorDetail = f.str(MaxDetailBytes)
+		case "source_cluster_id":
+			a.SourceClusterID = f.str(maxText)
+		case "snapshot_lsn":
+			a.SnapshotLSN = f.u64()
+		case "snapshot_bytes_total":
+			a.SnapshotBytesTotal = f.u64()
+		case "head_lsn":
+			a.HeadLSN = f.rev()
+		case "compact_lsn":
+			a.CompactLSN = f.rev()
+		case "origin":
+			a.Origin = f.str(maxText)
+		case "node_id":
+			a.NodeID = f.str(maxText)
+		case "path":
+			a.Path = f.strs(MaxPath, maxPathText)
+		case "heartbeat_ms":
+			a.HeartbeatMS = f.rev()
+		default:
+			f.skip()
+		}
+	}
+	return a, f.done(TypeHelloAck, "accepted", "error_code", "error_detail", "source_cluster_id", "snapshot_lsn", "snapshot_bytes_total")
+}
+
+// maxPathText is the longest node id in a path, in bytes: a full path must fit
+// into a control frame beside everything else.
+const maxPathText = 64
+
+func appendText(b []byte, key, s string) []byte {
+	return msgp.AppendString(msgp.AppendString(b, key), cut(s, maxText))
+}
+
+func appendRev(b []byte, key string, rev int64) []byte {
+	return msgp.AppendUint64(msgp.AppendString(b, key), uint64(rev))
+}
+
+func appendPath(b []byte, path []string) []byte {
+	path = path[:min(len(path), MaxPath)]
+	b = msgp.AppendArrayHeader(msgp.AppendString(b, "path"), uint32(len(path)))
+	for _, id := range path {
+		b = msgp.AppendString(b, cut(id, maxPathText))
+	}
+	return b
+}
