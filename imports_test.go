@@ -4,7 +4,9 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,13 +26,13 @@ var mayImport = map[string][]string{
 	"upstream/link":  {"", "wire"},
 	"source/session": {""},
 	"source":         {"", "wire", "source/session"},
-	"readapi":        {"", "internal/zaplog"},
+	"readapi":        {"", "readapi/reads", "internal/zaplog"},
+	"readapi/reads":  {},
 	"certs":          {""},
 	"node": {"", "wire", "store", "upstream/etcd", "upstream/link", "source", "source/session",
 		"readapi", "certs"},
-	"cmd/helio":         {"", "wire", "node", "certs", "internal/zaplog"},
-	"internal/zaplog":   {},
-	"internal/etcdtest": {},
+	"cmd/helio":       {"", "wire", "node", "certs", "internal/zaplog"},
+	"internal/zaplog": {},
 }
 
 // exact is where a package that only one other may know is imported.
@@ -55,7 +57,7 @@ func TestImportRules(t *testing.T) {
 		if pkg == "." {
 			pkg = ""
 		}
-		if strings.HasPrefix(pkg, "internal/") && mayImport[pkg] == nil || strings.HasPrefix(pkg, "bench") {
+		if strings.HasPrefix(pkg, "internal/") && mayImport[pkg] == nil || pkg == "bench" || pkg == "e2e" {
 			return nil // test helpers and benchmarks stand outside of the rules
 		}
 		seen[pkg] = true
@@ -96,5 +98,35 @@ func checkImports(t *testing.T, path, pkg string) {
 		if where, ok := exact[name]; ok && !slices.Contains(where, pkg) {
 			t.Errorf("%s imports %s, which only %v may know", path, name, where)
 		}
+	}
+}
+
+// Every direct dependency is named, with its reason, in docs/DEPENDENCIES.md, and
+// nothing else is.
+func TestDependenciesAreNamed(t *testing.T) {
+	mod, err := os.ReadFile("go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile("docs/DEPENDENCIES.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := make(map[string]bool)
+	for _, m := range regexp.MustCompile("`([a-z0-9.]+\\.[a-z]+/[^`]+)`").FindAllStringSubmatch(string(doc), -1) {
+		named[m[1]] = true
+	}
+	for line := range strings.Lines(string(mod)) {
+		fields := strings.Fields(line)
+		if len(fields) != 2 || !strings.HasPrefix(line, "\t") || strings.Contains(line, "// indirect") {
+			continue
+		}
+		if !named[fields[0]] {
+			t.Errorf("%s is not named in docs/DEPENDENCIES.md", fields[0])
+		}
+		delete(named, fields[0])
+	}
+	for name := range named {
+		t.Errorf("docs/DEPENDENCIES.md names %s, which is no direct dependency", name)
 	}
 }

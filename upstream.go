@@ -71,9 +71,10 @@ func hostPort(s string) (string, error) {
 		return "", fmt.Errorf("want host:port")
 	}
 	host, port := u.Hostname(), u.Port()
-	if strings.ContainsAny(host, ":%") {
+	other := func(r rune) bool { return r > 127 || !alphanumeric(byte(r)) && r != '-' && r != '_' && r != '.' }
+	if strings.ContainsFunc(host, other) {
 		if addr, err := netip.ParseAddr(host); err != nil || addr.Zone() != "" || s[0] != '[' {
-			return "", fmt.Errorf("want an IPv6 address in brackets, without a zone")
+			return "", fmt.Errorf("want a DNS name, an IPv4 address, or an IPv6 address in brackets and without a zone")
 		}
 	}
 	if port == "" {

@@ -58,6 +58,10 @@ func TestAddressRefuses(t *testing.T) {
 		{"helio://a:port/c", "host"},
 		{"helio://[::1/c", "host"},
 		{"helio://::1/c", "host"},
+		{"helio://fd00::1:7400/c", "host"},
+		{"helio://[fe80::1%25eth0]:7400/c", "without a zone"},
+		{"helio://]/c", "host"},
+		{"helio://%C3%A4/c", "DNS name"},
 		{"helio://a:0/c", "port"},
 		{"helio://a:65536/c", "port"},
 		{"helio://a//d", "cluster id is empty"},
@@ -81,6 +85,7 @@ func FuzzParseAddress(f *testing.F) {
 		"helio://a/c/",
 		"helio://::1/c",
 		"helio://%C3%A4/c",
+		"helio://]/c",
 	} {
 		f.Add(s)
 	}

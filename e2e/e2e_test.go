@@ -46,13 +46,15 @@ func seed(t *testing.T) uint64 {
 	return s
 }
 
-// stop ends a load that must have made traffic, and returns etcd's revision.
+// stop ends a load once it has made enough traffic, and returns etcd's revision.
 func stop(t *testing.T, etcd *etcdtest.Cluster, load *etcdtest.Load) int64 {
 	t.Helper()
-	load.Stop()
-	if n := load.Written(); n < minTraffic {
-		t.Fatalf("only %d revisions were written: too little traffic to prove anything", n)
+	for deadline := time.Now().Add(2 * time.Minute); load.Written() < minTraffic; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("only %d revisions were written: too little traffic to prove anything", load.Written())
+		}
 	}
+	load.Stop()
 	rev := etcd.Revision(t)
 	t.Logf("%d revisions written under load, %d writes failed, now at revision %d", load.Written(), load.Failed(), rev)
 	return rev

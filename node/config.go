@@ -65,6 +65,11 @@ func (c *Config) resolve() error {
 	if c.Credentials == nil && (c.From != nil || c.Listen != "") {
 		return errors.New("a node that talks to other nodes needs a certificate")
 	}
+	if c.Credentials != nil {
+		if err := c.checkIdentity(c.Credentials.Identity()); err != nil {
+			return err
+		}
+	}
 	if c.Mode == "" {
 		c.Mode = heliograph.Async
 	}
@@ -78,6 +83,26 @@ func (c *Config) resolve() error {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	return nil
+}
+
+// checkIdentity refuses a certificate with which no peer would accept this
+// node: better at once and here than later and over there.
+func (c *Config) checkIdentity(id heliograph.Identity) error {
+	role := c.role()
+	if id.Cluster != c.Cluster {
+		return fmt.Errorf("the certificate is for cluster %q, but --cluster says %q: correct --cluster, "+
+			"or issue a certificate with helio certs issue --cluster %s --role %s", id.Cluster, c.Cluster, c.Cluster, role)
+	}
+	if id.Role == role || role == heliograph.RoleMirror && id.Role.Observes() {
+		return nil
+	}
+	what := map[heliograph.Role]string{
+		heliograph.RoleSource: "a source node needs the role source",
+		heliograph.RoleMirror: "a mirror needs the role mirror or relay",
+		heliograph.RoleRelay:  "a mirror that serves further mirrors (--listen) needs the role relay",
+	}[role]
+	return fmt.Errorf("the certificate of %q has the role %s, but %s: "+
+		"issue one with helio certs issue --cluster %s --role %s", id.Name, id.Role, what, c.Cluster, role)
 }
 
 func (c *Config) role() heliograph.Role {

@@ -69,6 +69,11 @@ func Open(cfg Config) (_ *Node, err error) {
 		}
 	}()
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if cfg.Credentials != nil {
+		if err = n.registry.Register(cfg.Credentials); err != nil {
+			return nil, err
+		}
+	}
 	if n.dir, err = openDataDir(cfg.DataDir, cfg.identity()); err != nil {
 		return nil, err
 	}
@@ -210,6 +215,9 @@ func listenError(flag, addr string, err error) error {
 		return fmt.Errorf("%s %s: this machine has no such address: use one of its own, or 0.0.0.0 for all", flag, addr)
 	case errors.Is(err, syscall.EACCES):
 		return fmt.Errorf("%s %s: no permission: choose a port above 1023", flag, addr)
+	}
+	if _, unknown := errors.AsType[*net.DNSError](err); unknown {
+		return fmt.Errorf("%s %s: this host name is not known: use an address of this machine, or 0.0.0.0 for all", flag, addr)
 	}
 	return fmt.Errorf("%s %s: %w", flag, addr, err)
 }

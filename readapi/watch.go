@@ -238,7 +238,7 @@ func (ws *watchStream) deliver(r mvcc.WatchResponse) {
 		w.idle = w.idle && isProgress
 	}
 	if o.resp.Canceled {
-		ws.remove(w)
+		ws.detach(w) // as in etcd, the id stays taken until the client cancels it
 	}
 	if n := ws.budget.fit(r.Events, ws.held); n < len(r.Events) {
 		ws.park(w, r.Events[n].Kv.ModRevision)
@@ -254,7 +254,7 @@ func (ws *watchStream) deliver(r mvcc.WatchResponse) {
 // had no event since the last tick.
 func (ws *watchStream) reportProgress() {
 	for _, w := range ws.byID {
-		if w.progress && w.idle && !w.isParked {
+		if w.progress && w.idle && w.attached {
 			ws.makeRoom()
 			ws.store.RequestProgress(w.inner)
 		}

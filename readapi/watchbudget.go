@@ -29,12 +29,12 @@ func (b *watchBudget) fit(events []*mvccpb.Event, own int64) int {
 	if len(events) == 0 || b.full(own) {
 		return 0
 	}
-	bytes := own
+	room := min(b.perStream-own, b.total-b.used.Load())
 	for i, ev := range events {
-		if i > 0 && bytes >= b.perStream && ev.Kv.ModRevision != events[i-1].Kv.ModRevision {
+		if i > 0 && room <= 0 && ev.Kv.ModRevision != events[i-1].Kv.ModRevision {
 			return i
 		}
-		bytes += sizeOf(ev)
+		room -= sizeOf(ev)
 	}
 	return len(events)
 }

@@ -22,7 +22,7 @@ type watch struct {
 	progress bool  // the client wants notifications
 	idle     bool  // no event since the last progress tick
 	resume   int64 // while parked: the first revision not yet queued
-	isParked bool
+	attached bool  // it has a watcher: neither parked nor ended by a compaction
 }
 
 // handle acts on one request.
@@ -105,23 +105,25 @@ func (ws *watchStream) attach(ctx context.Context, w *watch, rev int64) error {
 	if _, err := ws.store.Watch(ctx, ws.lastInner, w.key, w.end, rev, w.filters...); err != nil {
 		return err
 	}
-	w.inner = ws.lastInner
+	w.inner, w.attached = ws.lastInner, true
 	ws.byInner[w.inner] = w
 	ws.outdated = len(ws.store.Chan())
 	return nil
 }
 
-// detach ends w's watcher. What it has left in the channel is nobody's.
+// detach ends w's watcher, if it has one. What that has left in the channel is
+// nobody's.
 func (ws *watchStream) detach(w *watch) {
-	_ = ws.store.Cancel(w.inner) // it exists: only this loop cancels
-	delete(ws.byInner, w.inner)
+	if w.attached {
+		_ = ws.store.Cancel(w.inner) // it exists: only this loop cancels
+		delete(ws.byInner, w.inner)
+		w.attached = false
+	}
 }
 
 // remove ends w. A parked watch stays in the list of the parked, unseen.
 func (ws *watchStream) remove(w *watch) {
-	if !w.isParked {
-		ws.detach(w)
-	}
+	ws.detach(w)
 	delete(ws.byID, w.id)
 	ws.budget.watches.Add(-places(w.key, w.end))
 }
@@ -130,7 +132,7 @@ func (ws *watchStream) remove(w *watch) {
 // again.
 func (ws *watchStream) park(w *watch, rev int64) {
 	ws.detach(w)
-	w.isParked, w.resume = true, rev
+	w.resume = rev
 	ws.parked = append(ws.parked, w)
 	ws.outdated = len(ws.store.Chan())
 	ws.metrics.watchParked.Inc()
@@ -144,7 +146,6 @@ func (ws *watchStream) resumeParked(ctx context.Context) {
 		if ws.byID[w.id] != w {
 			continue // cancelled meanwhile
 		}
-		w.isParked = false
 		if err := ws.attach(ctx, w, w.resume); err != nil {
 			ws.park(w, w.resume) // the stream is closing; nothing reads this list again
 		}

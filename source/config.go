@@ -93,6 +93,10 @@ type Config struct {
 	Metrics prometheus.Registerer // nil registers nothing
 }
 
+// maxNodeIDBytes is what a path on the wire has room for; a longer id would be
+// cut there, and cycles missed.
+const maxNodeIDBytes = 64
+
 // withDefaults returns a checked copy with every field set.
 func (c Config) withDefaults() (Config, error) {
 	if c.Database == "" {
@@ -105,8 +109,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("source: Database: %w", err)
 	}
 	switch {
-	case c.NodeID == "":
-		return c, errors.New("source: NodeID is empty")
+	case c.NodeID == "" || len(c.NodeID) > maxNodeIDBytes:
+		return c, fmt.Errorf("source: NodeID has %d bytes: want 1 to %d", len(c.NodeID), maxNodeIDBytes)
 	case c.Replica == nil:
 		return c, errors.New("source: Replica is nil")
 	case c.TLS == nil:

@@ -53,7 +53,7 @@ func newAuthority(t testing.TB) *authority {
 	}
 	var pair tls.Certificate
 	pair, a.key = a.sign(tmpl, tmpl, nil)
-	a.cert, _ = x509.ParseCertificate(pair.Certificate[0])
+	a.cert = pair.Leaf
 	a.pool.AddCert(a.cert)
 	return a
 }
@@ -71,7 +71,11 @@ func (a *authority) sign(tmpl, parent *x509.Certificate, parentKey *ecdsa.Privat
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, key
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, key
 }
 
 // issue returns a certificate for the URIs, which ends after life.
@@ -143,6 +147,7 @@ func startOn(t testing.TB, socket net.PacketConn, replica *memory, change func(*
 		},
 		ReadIndex: func(context.Context) (int64, error) { return replica.Applied(), nil },
 		Metrics:   w.metrics,
+		Silence:   time.Minute, // peers here speak when they have something to say
 	}
 	if change != nil {
 		change(&cfg)
@@ -211,6 +216,7 @@ type peer struct {
 	control *quic.Stream
 	frames  *wire.Reader // of control
 	bulk    *wire.Reader // of entries
+	within  func(time.Duration)
 	unpack  wire.Decompressor
 	next    int64 // revision
 	build   *wire.Assembler
@@ -330,6 +336,14 @@ func (p *peer) await(want wire.Type) []byte {
 // same code.
 func (p *peer) goodbye(want heliograph.Code) wire.Goodbye {
 	p.t.Helper()
+	g := p.farewell(want)
+	p.closed(want)
+	return g
+}
+
+// farewell waits for the source's goodbye.
+func (p *peer) farewell(want heliograph.Code) wire.Goodbye {
+	p.t.Helper()
 	g, err := wire.DecodeGoodbye(p.await(wire.TypeGoodbye))
 	if err != nil {
 		p.t.Fatal(err)
@@ -337,7 +351,6 @@ func (p *peer) goodbye(want heliograph.Code) wire.Goodbye {
 	if g.Code != want || g.Detail == "" {
 		p.t.Fatalf("goodbye: got %s %q, want %s", g.Code, g.Detail, want)
 	}
-	p.closed(want)
 	return g
 }
 
@@ -364,7 +377,7 @@ func (p *peer) stream() *wire.Reader {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	_ = s.SetReadDeadline(time.Now().Add(patience))
+	p.within = func(d time.Duration) { _ = s.SetReadDeadline(time.Now().Add(d)) }
 	return wire.NewReader(bufio.NewReader(s), wire.Bulk)
 }
 
@@ -374,6 +387,7 @@ func (p *peer) entries() wire.Entries {
 	if p.bulk == nil {
 		p.bulk = p.stream()
 	}
+	p.within(patience)
 	t, payload, err := p.bulk.Next()
 	if err != nil || t != wire.TypeEntries {
 		p.t.Fatalf("entries: %s, %v", t, err)
@@ -420,6 +434,7 @@ func (p *peer) snapshot(ack wire.HelloAck) wire.SnapshotEnd {
 	p.t.Helper()
 	frames, sum, size := p.stream(), sha256.New(), int64(0)
 	for {
+		p.within(patience)
 		t, payload, err := frames.Next()
 		if err != nil {
 			p.t.Fatal(err)

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -48,7 +50,7 @@ func (m *memory) put(records, valueBytes int) {
 	var list []heliograph.Record
 	for sub := range records {
 		value, err := proto.Marshal(&mvccpb.KeyValue{
-			Key: fmt.Appendf(nil, "k%d-%d", rev, sub), Value: bytes.Repeat([]byte{byte(rev), byte(sub)}, valueBytes/2),
+			Key: fmt.Appendf(nil, "k%d-%d", rev, sub), Value: noise(rev<<20|int64(sub), valueBytes),
 			CreateRevision: rev, ModRevision: rev, Version: 1,
 		})
 		if err != nil {
@@ -58,6 +60,15 @@ func (m *memory) put(records, valueBytes int) {
 	}
 	m.revs = append(m.revs, list)
 	m.changeLocked()
+}
+
+// noise returns bytes that do not compress, the same for the same seed.
+func noise(seed int64, n int) []byte {
+	b := make([]byte, n)
+	var s [32]byte
+	binary.BigEndian.PutUint64(s[:], uint64(seed))
+	_, _ = rand.NewChaCha8(s).Read(b)
+	return b
 }
 
 func (m *memory) compact(rev int64) {
@@ -141,9 +152,8 @@ func (m *memory) Snapshot(ctx context.Context) (heliograph.Snapshot, error) {
 	m.pinned++
 	m.made++
 	data := make([]byte, m.blob)
-	for i := range data {
-		data[i] = byte(i >> 3 * (i >> 14))
-	}
+	copy(data, noise(1, m.blob))
+	clear(data[len(data)/4 : len(data)/2]) // some of it compresses
 	return &memorySnapshot{Reader: bytes.NewReader(data), of: m, rev: int64(len(m.revs)), sum: sha256.Sum256(data)}, nil
 }
 

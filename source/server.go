@@ -100,7 +100,6 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 	cut := time.AfterFunc(s.cfg.ShutdownTimeout, func() { _ = transport.Close() })
 	err = g.Wait()
 	s.spool.work.Wait()
-	_ = listener.Close()
 	cut.Stop()
 	_ = transport.Close()
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
@@ -114,6 +113,7 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 func (s *Server) accept(ctx context.Context, listener *quic.Listener, gate *gate) error {
 	var conns sync.WaitGroup
 	defer conns.Wait()
+	defer func() { _ = listener.Close() }() // turns away who has not been accepted yet
 	for {
 		conn, err := listener.Accept(ctx)
 		if err != nil {

@@ -43,6 +43,7 @@ type ownState struct {
 func writeOwn(be backend.Backend, origin heliograph.Origin) {
 	tx := be.BatchTx()
 	tx.LockOutsideApply()
+	tx.UnsafeCreateBucket(own) // deleting what is not there would be logged as an error
 	tx.UnsafeDeleteBucket(own)
 	tx.UnsafeCreateBucket(own)
 	tx.UnsafePut(own, formatKey, []byte(formatVersion))

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"time"
 
 	"go.etcd.io/etcd/server/v3/lease"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
@@ -161,6 +162,36 @@ func TestHistoryAcrossCommits(t *testing.T) {
 	stop := errors.New("stop")
 	if _, err := st.History(2, 100, func(_, _ []byte) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("error of visit: %v", err)
+	}
+}
+
+// Wherever reading begins, the border between what is committed and what is not
+// costs no record: not the last ones of a revision either.
+func TestHistoryAtTheCommitBorder(t *testing.T) {
+	src := newSource(t)
+	st := newStore(t, store.Config{CommitInterval: time.Hour})
+	mustReceive(t, st, src.snapshot())
+	const committed, head = 400, 520
+	for rev := int64(2); rev <= head; rev++ {
+		if err := st.Apply(generated(rev)); err != nil {
+			t.Fatal(err)
+		}
+		if rev == committed {
+			if _, err := st.Commit(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for from := int64(2); from <= head; from++ {
+		got := history(t, st, from, 1<<30)
+		if len(got) != int(head-from+1) {
+			t.Fatalf("from %d: %d revisions", from, len(got))
+		}
+		for _, b := range got {
+			if !equalBatch(b, generated(b.Rev)) {
+				t.Fatalf("from %d: revision %d has %d records, or other ones", from, b.Rev, len(b.Records))
+			}
+		}
 	}
 }
 

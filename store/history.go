@@ -76,22 +76,24 @@ func (h *historyReader) chunk(from int64) (done bool, err error) {
 
 	h.start = heliograph.RevisionKey{Main: h.last.Main, Sub: h.last.Sub + 1}.Append(h.start[:0])
 	keys, values := tx.UnsafeRange(schema.Key, h.start, h.end, historyChunk)
-	// With a limit, the backend prefers what is not committed yet to what comes
-	// first. Revisions have no gaps, so what was skipped shows: then only what
-	// lies before is read.
-	if len(keys) > 0 && !h.follows(keys[0]) {
-		keys, values = tx.UnsafeRange(schema.Key, h.start, keys[0], historyChunk)
+	all := len(keys) < historyChunk
+	if !all {
+		// When a limit cuts the answer short, the backend prefers what is not
+		// committed yet to what comes first, and leaves out committed records in
+		// between. The uncommitted ones are the newest, and a limit of 1 finds
+		// the first of them; below it, nothing is left out.
+		first, _ := tx.UnsafeRange(schema.Key, h.start, h.end, 1)
+		if k, v := tx.UnsafeRange(schema.Key, h.start, first[0], historyChunk); len(k) > 0 {
+			keys, values = k, v
+		}
 	}
 	for i, key := range keys {
-		if !h.follows(key) {
-			if i == 0 {
-				return false, fmt.Errorf("after revision %d: %w", h.last.Main, errHole)
-			}
-			return false, nil
-		}
 		rk, err := heliograph.ParseRevisionKey(key)
 		if err != nil {
 			return false, err
+		}
+		if !h.follows(rk) {
+			return false, fmt.Errorf("after revision %d: %w", h.last.Main, errHole)
 		}
 		if rk.Main > h.last.Main && rk.Main > from && h.left <= 0 {
 			return true, nil
@@ -102,14 +104,13 @@ func (h *historyReader) chunk(from int64) (done bool, err error) {
 		h.left -= len(key) + len(values[i])
 		h.last = rk
 	}
-	if len(keys) == 0 && h.last.Main < h.to {
+	if all && h.last.Main < h.to {
 		return false, fmt.Errorf("after revision %d: %w", h.last.Main, errHole)
 	}
-	return len(keys) < historyChunk && h.last.Main == h.to, nil
+	return all, nil
 }
 
-// follows reports whether key can be the record after the last.
-func (h *historyReader) follows(key []byte) bool {
-	rk, err := heliograph.ParseRevisionKey(key)
-	return err == nil && (rk.Main == h.last.Main && rk.Sub == h.last.Sub+1 || rk.Main == h.last.Main+1 && rk.Sub == 0)
+// follows reports whether rk can come after the last record.
+func (h *historyReader) follows(rk heliograph.RevisionKey) bool {
+	return rk.Main == h.last.Main && rk.Sub == h.last.Sub+1 || rk.Main == h.last.Main+1 && rk.Sub == 0
 }

@@ -12,8 +12,8 @@ import (
 )
 
 // KV returns a view of the replica that reads and watches like etcd's own store.
-// Its write methods panic. The view stays the same when a snapshot replaces the
-// contents: its watchers go on without a gap or are told that their revision has
+// Its write methods panic. Two calls return equal views, also when a snapshot has
+// replaced the contents between them: its watchers go on without a gap or are told that their revision has
 // been compacted. It is heliograph.ErrNotReady before the first snapshot. The
 // view must not be used after Close.
 func (s *Store) KV() (mvcc.WatchableKV, error) {
@@ -25,10 +25,11 @@ func (s *Store) KV() (mvcc.WatchableKV, error) {
 	if s.kv == nil {
 		return nil, heliograph.ErrNotReady
 	}
-	return &readOnly{WatchableKV: s.kv, s: s}, nil
+	return readOnly{WatchableKV: s.kv, s: s}, nil
 }
 
-// readOnly lets the reading methods of MVCC through and no others.
+// readOnly lets the reading methods of MVCC through and no others. It is a value,
+// so that two views of one store are equal.
 type readOnly struct {
 	mvcc.WatchableKV
 	s *Store
@@ -36,18 +37,18 @@ type readOnly struct {
 
 const writeToReplica = "store: write to a read-only replica"
 
-func (*readOnly) Put(_, _ []byte, _ lease.LeaseID) int64 { panic(writeToReplica) }
-func (*readOnly) DeleteRange(_, _ []byte) (int64, int64) { panic(writeToReplica) }
-func (*readOnly) Write(*traceutil.Trace) mvcc.TxnWrite   { panic(writeToReplica) }
-func (*readOnly) Commit()                                { panic(writeToReplica) }
-func (*readOnly) Restore(backend.Backend) error          { panic(writeToReplica) }
-func (*readOnly) Close() error                           { panic(writeToReplica) }
-func (*readOnly) Compact(*traceutil.Trace, int64) (<-chan struct{}, error) {
+func (readOnly) Put(_, _ []byte, _ lease.LeaseID) int64 { panic(writeToReplica) }
+func (readOnly) DeleteRange(_, _ []byte) (int64, int64) { panic(writeToReplica) }
+func (readOnly) Write(*traceutil.Trace) mvcc.TxnWrite   { panic(writeToReplica) }
+func (readOnly) Commit()                                { panic(writeToReplica) }
+func (readOnly) Restore(backend.Backend) error          { panic(writeToReplica) }
+func (readOnly) Close() error                           { panic(writeToReplica) }
+func (readOnly) Compact(*traceutil.Trace, int64) (<-chan struct{}, error) {
 	panic(writeToReplica)
 }
 
 // HashStorage returns etcd's interface to the store's hashes.
-func (r *readOnly) HashStorage() mvcc.HashStorage { return hashView(*r) }
+func (r readOnly) HashStorage() mvcc.HashStorage { return hashView(r) }
 
 type hashView readOnly
 

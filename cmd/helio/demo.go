@@ -103,6 +103,9 @@ func runDemo(ctx context.Context, std stdio, keep bool) (err error) {
 		d.fill, d.startSource, d.startMirror, d.follow, d.refuse, d.prove,
 	} {
 		if err := chapter(story); err != nil {
+			if ctx.Err() != nil {
+				return fmt.Errorf("the demo was interrupted: %w", context.Cause(ctx))
+			}
 			if cause := context.Cause(story); cause != nil {
 				err = errors.Join(cause, err)
 			}
@@ -308,8 +311,8 @@ func (d *demo) follow(ctx context.Context) error {
 	watchCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	events := d.reader.Watch(watchCtx, "demo/live", clientv3.WithCreatedNotify())
-	if resp, ok := <-events; !ok || resp.Err() != nil {
-		return fmt.Errorf("watch on the mirror: %w", resp.Err())
+	if _, err := next(events); err != nil {
+		return err
 	}
 	var took []time.Duration
 	for i := range demoWrites {
@@ -318,9 +321,9 @@ func (d *demo) follow(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		resp, ok := <-events
-		if !ok || resp.Err() != nil {
-			return fmt.Errorf("watch on the mirror: %w", resp.Err())
+		resp, err := next(events)
+		if err != nil {
+			return err
 		}
 		if got := resp.Events[0].Kv.ModRevision; got != put.Header.Revision {
 			return fmt.Errorf("the mirror shows revision %d for what etcd wrote at %d", got, put.Header.Revision)
@@ -331,6 +334,19 @@ func (d *demo) follow(ctx context.Context) error {
 	d.say("   %d puts on etcd, each seen by a watch on the mirror at the same revision.", demoWrites)
 	d.say("   From the put's start to the watch's event: median %s, slowest %s", millisecs(took[len(took)/2]), millisecs(took[len(took)-1]))
 	return nil
+}
+
+// next returns a watch's next response.
+func next(events clientv3.WatchChan) (clientv3.WatchResponse, error) {
+	resp, ok := <-events
+	err := resp.Err()
+	if !ok && err == nil {
+		err = errors.New("it ended")
+	}
+	if err != nil {
+		return resp, fmt.Errorf("watch on the mirror: %w", err)
+	}
+	return resp, nil
 }
 
 func (d *demo) refuse(ctx context.Context) error {

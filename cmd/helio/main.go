@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -22,12 +23,16 @@ const (
 )
 
 func main() {
+	os.Exit(execute(os.Args[1:]))
+}
+
+// execute runs a command line of this process, with its signals and files.
+func execute(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	// After the first signal the second one kills, as it does by default.
 	context.AfterFunc(ctx, stop)
-	code := run(ctx, os.Args[1:], stdio{in: os.Stdin, out: os.Stdout, err: os.Stderr})
-	stop()
-	os.Exit(code)
+	return run(ctx, args, stdio{in: os.Stdin, out: os.Stdout, err: os.Stderr})
 }
 
 // stdio is what a command reads and writes: data to out, talk to err.
@@ -67,6 +72,7 @@ func newRootCommand(std stdio) *cobra.Command {
 
 Beside the etcd runs 'helio source'; elsewhere 'helio mirror' follows it, and any
 etcd client reads and watches the mirror. 'helio demo' shows it all in one process.`,
+		Version:       versionText(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          noArgs,
@@ -74,6 +80,8 @@ etcd client reads and watches the mirror. 'helio demo' shows it all in one proce
 			return cmd.Help()
 		},
 	}
+	root.SetVersionTemplate("{{.Version}}")
+	root.SetHelpCommand(newHelpCommand())
 	root.SetIn(std.in)
 	root.SetOut(std.out)
 	root.SetErr(std.err)
@@ -98,7 +106,40 @@ func noArgs(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	if cmd.HasSubCommands() {
-		return usageError{fmt.Errorf("unknown command %q (see '%s --help')", args[0], cmd.CommandPath())}
+		return unknownCommand(cmd, args[0])
 	}
 	return usageError{fmt.Errorf("%s takes no arguments, but got %q", cmd.CommandPath(), args[0])}
+}
+
+// maxTypos is how far from a command's name a word may be to be taken for it.
+const maxTypos = 2
+
+// unknownCommand says that parent has no such command, and which was meant.
+func unknownCommand(parent *cobra.Command, name string) error {
+	parent.SuggestionsMinimumDistance = maxTypos
+	hint := ""
+	if meant := parent.SuggestionsFor(name); len(meant) > 0 {
+		hint = fmt.Sprintf(": did you mean %q?", meant[0])
+	}
+	return usageError{fmt.Errorf("unknown command %q%s (see '%s --help')", name, hint, parent.CommandPath())}
+}
+
+// newHelpCommand replaces cobra's, which does not mind commands that do not
+// exist.
+func newHelpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [command]",
+		Short: "Explain a command",
+		RunE: func(help *cobra.Command, args []string) error {
+			cmd := help.Root()
+			for _, name := range args {
+				i := slices.IndexFunc(cmd.Commands(), func(c *cobra.Command) bool { return c.Name() == name })
+				if i < 0 {
+					return unknownCommand(cmd, name)
+				}
+				cmd = cmd.Commands()[i]
+			}
+			return cmd.Help()
+		},
+	}
 }

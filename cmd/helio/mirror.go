@@ -23,6 +23,7 @@ lets any etcd client read and watch. It takes no writes.`,
     --cert eu.crt --key eu.key --ca ca.crt`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			talk := newScreen(std.err)
 			if from == "" {
 				return usageError{errNoUpstream}
 			}
@@ -34,12 +35,12 @@ lets any etcd client read and watch. It takes no writes.`,
 			if shared.listen != "" {
 				role = heliograph.RoleRelay
 			}
-			cfg, err := shared.config(std, role)
+			cfg, err := shared.config(talk, role)
 			if err != nil {
 				return err
 			}
 			cfg.From = &address
-			return runNode(cmd.Context(), cfg, std)
+			return runNode(cmd.Context(), cfg, talk)
 		},
 	}
 	shared.add(cmd, "")

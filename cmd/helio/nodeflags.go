@@ -6,6 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -53,7 +58,7 @@ func (f *nodeFlags) add(cmd *cobra.Command, listen string) {
 }
 
 // config checks the shared flags and turns them into a node's configuration.
-func (f *nodeFlags) config(std stdio, role heliograph.Role) (node.Config, error) {
+func (f *nodeFlags) config(talk *screen, role heliograph.Role) (node.Config, error) {
 	fail := func(err error) (node.Config, error) { return node.Config{}, usageError{err} }
 	if f.cluster == "" {
 		return fail(errors.New("--cluster is required: the name of this node's cluster, such as prod-us"))
@@ -69,10 +74,27 @@ func (f *nodeFlags) config(std stdio, role heliograph.Role) (node.Config, error)
 	if err != nil {
 		return fail(fmt.Errorf("--mode: %w", err))
 	}
+	for _, listen := range []struct{ flag, addr string }{
+		{"listen", f.listen}, {"listen-clients", f.listenClients}, {"listen-admin", f.listenAdmin},
+	} {
+		if err := checkListen(listen.addr); err != nil {
+			return fail(fmt.Errorf("--%s %q: %w", listen.flag, listen.addr, err))
+		}
+	}
+	for _, u := range f.advertiseClients {
+		if err := checkURL(u); err != nil {
+			return fail(fmt.Errorf("--advertise-clients %q: %w", u, err))
+		}
+	}
+	for _, name := range f.allow {
+		if _, err := heliograph.ParseName(name); err != nil {
+			return fail(fmt.Errorf("--allow: %w", err))
+		}
+	}
 	if f.history < 0 {
 		return fail(fmt.Errorf("--history %s: want a positive duration such as 72h", f.history))
 	}
-	log, err := newLogger(std.err, f.logLevel)
+	log, err := newLogger(talk, f.logLevel)
 	if err != nil {
 		return fail(err)
 	}
@@ -101,16 +123,57 @@ func newLogger(w io.Writer, level string) (*slog.Logger, error) {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})), nil
 }
 
+// checkListen checks an address to listen on; empty means none.
+func checkListen(addr string) error {
+	if addr == "" {
+		return nil
+	}
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return errors.New("want host:port, such as 127.0.0.1:7400 or [::1]:7400")
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("port %q: want a number from 1 to 65535, or 0 for any that is free", port)
+	}
+	return nil
+}
+
+// checkURL checks the URL of an etcd or of a node's etcd API.
+func checkURL(s string) error {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Port() == "" ||
+		u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		return errors.New("want http://host:port or https://host:port")
+	}
+	if _, err := strconv.ParseUint(u.Port(), 10, 16); err != nil {
+		return fmt.Errorf("port %q: want a number from 1 to 65535", u.Port())
+	}
+	return nil
+}
+
 // runNode runs a node until ctx ends, and shows a snapshot's progress meanwhile.
-func runNode(ctx context.Context, cfg node.Config, std stdio) error {
+func runNode(ctx context.Context, cfg node.Config, talk *screen) error {
 	n, err := node.Open(cfg)
 	if err != nil {
 		return err
 	}
 	a := n.Addrs()
 	cfg.Log.Info("listening", "mirrors", a.Mirrors, "clients", a.Clients, "admin", a.Admin, "socket", a.Socket)
-	progress := startProgress(ctx, std.err, func() heliograph.Status { return n.Status()[0] })
+	progress := startProgress(ctx, talk, func() heliograph.Status { return n.Status()[0] })
+	ended := make(chan struct{})
+	var stopping sync.WaitGroup
+	stopping.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-ended:
+		}
+		if ctx.Err() != nil {
+			cfg.Log.Info("stopping, a second signal ends it at once", "why", context.Cause(ctx))
+		}
+	})
 	err = n.Run(ctx)
+	close(ended)
+	stopping.Wait()
 	progress.stop()
 	return errors.Join(err, n.Close())
 }

@@ -3,14 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/dustin/go-humanize"
-	"golang.org/x/term"
 
 	"github.com/heliograph/heliograph"
 )
@@ -28,38 +25,37 @@ type progress struct {
 	wg     sync.WaitGroup
 }
 
-func startProgress(ctx context.Context, w io.Writer, status func() heliograph.Status) *progress {
+func startProgress(ctx context.Context, w *screen, status func() heliograph.Status) *progress {
 	ctx, cancel := context.WithCancel(ctx)
 	p := &progress{cancel: cancel}
-	every, begin, end := lineEvery, "", "\n"
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		every, begin, end = barEvery, "\r\x1b[K", ""
+	p.wg.Go(func() { showProgress(ctx, w, status) })
+	return p
+}
+
+func showProgress(ctx context.Context, w *screen, status func() heliograph.Status) {
+	every, show := lineEvery, func(line string) { fmt.Fprintln(w, line) }
+	if w.terminal {
+		every, show = barEvery, w.draw
 	}
-	p.wg.Go(func() {
-		tick := time.NewTicker(every)
-		defer tick.Stop()
-		drawn := false
-		var m meter
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case now := <-tick.C:
-				s := status()
-				if s.Status == heliograph.Bootstrapping && s.BytesDone > 0 {
-					fmt.Fprint(w, begin, m.line(now, s), end)
-					drawn = true
-				} else if drawn {
-					drawn, m = false, meter{}
-					if end == "" {
-						fmt.Fprint(w, begin)
-					}
-					fmt.Fprintf(w, "snapshot: done, at revision %d\n", s.AppliedRevision)
-				}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	var m meter
+	for {
+		select {
+		case <-ctx.Done():
+			w.draw("")
+			return
+		case now := <-tick.C:
+			s := status()
+			switch {
+			case s.Status == heliograph.Bootstrapping && s.BytesDone > 0:
+				show(m.line(now, s))
+			case s.Status != heliograph.Bootstrapping && !m.at.IsZero():
+				fmt.Fprintln(w, m.end(s))
+				m = meter{}
 			}
 		}
-	})
-	return p
+	}
 }
 
 // stop ends the display and waits for it.
@@ -70,14 +66,25 @@ func (p *progress) stop() {
 
 // meter measures the rate between the first line and this one.
 type meter struct {
-	at   time.Time
+	at   time.Time // zero before the first line
 	done int64
+	last int64 // done at the last line; if it falls, a snapshot has begun anew
+	rev  int64 // of the replica while the snapshot is received
+}
+
+// end says what became of the snapshot.
+func (m *meter) end(s heliograph.Status) string {
+	if s.AppliedRevision > m.rev || s.Status == heliograph.CatchingUp || s.Status == heliograph.Following {
+		return fmt.Sprintf("snapshot: done, at revision %d", s.AppliedRevision)
+	}
+	return "snapshot: interrupted: " + s.Why
 }
 
 func (m *meter) line(now time.Time, s heliograph.Status) string {
-	if m.at.IsZero() || s.BytesDone < m.done {
-		m.at, m.done = now, s.BytesDone
+	if m.at.IsZero() || s.BytesDone < m.last {
+		m.at, m.done, m.rev = now, s.BytesDone, s.AppliedRevision
 	}
+	m.last = s.BytesDone
 	done, rate := humanize.IBytes(uint64(s.BytesDone)), "?"
 	if d := now.Sub(m.at).Seconds(); d > 0 {
 		rate = humanize.IBytes(uint64(float64(s.BytesDone-m.done)/d)) + "/s"

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -51,7 +52,8 @@ func applySettings(flags *pflag.FlagSet) error {
 	if err != nil {
 		return err
 	}
-	for name, value := range file {
+	for _, name := range slices.Sorted(maps.Keys(file)) {
+		value := file[name]
 		f := flags.Lookup(name)
 		if f == nil || name == "config" || name == "help" {
 			errs = append(errs, fmt.Errorf("%s: %q is not a setting of this command; its settings are %s", path, name, settingNames(flags)))
@@ -115,6 +117,9 @@ func readConfig(path string) (map[string]string, error) {
 func settingValue(node yaml.Node) (string, error) {
 	switch node.Kind {
 	case yaml.ScalarNode:
+		if node.Tag == "!!null" {
+			return "", nil
+		}
 		return node.Value, nil
 	case yaml.SequenceNode:
 		var list []string

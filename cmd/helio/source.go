@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"strings"
 
@@ -30,15 +29,18 @@ neither etcd's watch nor its disk.`,
     --data-dir /var/lib/helio --cert us.crt --key us.key --ca ca.crt`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := shared.config(std, heliograph.RoleSource)
+			talk := newScreen(std.err)
+			cfg, err := shared.config(talk, heliograph.RoleSource)
 			if err != nil {
 				return err
 			}
-			cfg.Database = heliograph.DatabaseID(database)
+			if cfg.Database, err = heliograph.ParseDatabaseID(database); err != nil {
+				return usageError{fmt.Errorf("--database: %w", err)}
+			}
 			if cfg.Etcd, err = etcd.config(); err != nil {
 				return err
 			}
-			return runNode(cmd.Context(), cfg, std)
+			return runNode(cmd.Context(), cfg, talk)
 		},
 	}
 	shared.add(cmd, "0.0.0.0:"+heliograph.DefaultDataPort)
@@ -73,11 +75,10 @@ func (f *etcdFlags) config() (*node.Etcd, error) {
 	}
 	secure := 0
 	for _, endpoint := range f.endpoints {
-		u, err := url.Parse(endpoint)
-		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			return fail("--etcd %q: want http://host:port or https://host:port", endpoint)
+		if err := checkURL(endpoint); err != nil {
+			return fail("--etcd %q: %w", endpoint, err)
 		}
-		if u.Scheme == "https" {
+		if strings.HasPrefix(endpoint, "https:") {
 			secure++
 		}
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"runtime"
 	"runtime/debug"
 
@@ -16,12 +17,16 @@ func newVersionCommand(std stdio) *cobra.Command {
 		Short: "Print the version",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintf(std.out, "helio %s\nprotocol %s\netcd %s\n%s %s/%s\n",
-				buildVersion(""), wire.ALPN, buildVersion("go.etcd.io/etcd/server/v3"),
-				runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := io.WriteString(std.out, versionText())
 			return err
 		},
 	}
+}
+
+func versionText() string {
+	return fmt.Sprintf("helio %s\nprotocol %s\netcd %s\n%s %s/%s\n",
+		buildVersion(""), wire.ALPN, buildVersion("go.etcd.io/etcd/server/v3"),
+		runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
 // buildVersion returns the version of a module that is built in; "" is helio.

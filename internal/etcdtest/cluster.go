@@ -26,6 +26,7 @@ type Options struct {
 	Members int      // zero means 1
 	Args    []string // further flags of every member; they win over ours
 	Fsync   bool     // members wait for the disk, as in production
+	Binary  string   // path of another etcd than ours, such as an older one; empty means ours
 	TLS     bool     // serve clients over TLS only, with certificates of its own
 }
 
@@ -51,7 +52,10 @@ func Start(tb testing.TB, opts Options) *Cluster {
 	if opts.TLS {
 		scheme, c.certs = "https", newCerts(tb, c.dir)
 	}
-	binary := Binary(tb, "etcd")
+	binary := opts.Binary
+	if binary == "" {
+		binary = Binary(tb, "etcd")
+	}
 	ports := proctest.FreePorts(tb, 2*n)
 	var initial []string
 	for i := range n {

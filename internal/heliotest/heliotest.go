@@ -124,20 +124,37 @@ type Node struct {
 // Source starts a source node beside an etcd.
 func (p *PKI) Source(cluster string, etcd []string, args ...string) *Node {
 	p.tb.Helper()
+	n := p.NewSource(cluster, etcd, args...)
+	n.Start()
+	return n
+}
+
+// NewSource returns a source node that does not run yet: its Start is all that is
+// left to do.
+func (p *PKI) NewSource(cluster string, etcd []string, args ...string) *Node {
+	p.tb.Helper()
 	n, flags := p.node(cluster, heliograph.RoleSource, true)
-	n.start("source", append(append(flags, "--etcd", strings.Join(etcd, ",")), args...))
+	n.prepare("source", append(append(flags, "--etcd", strings.Join(etcd, ",")), args...))
 	return n
 }
 
 // Mirror starts a mirror of another node; with relay it serves mirrors too.
 func (p *PKI) Mirror(cluster string, from *Node, relay bool, args ...string) *Node {
 	p.tb.Helper()
+	n := p.NewMirror(cluster, from, relay, args...)
+	n.Start()
+	return n
+}
+
+// NewMirror returns a mirror that does not run yet, see [PKI.NewSource].
+func (p *PKI) NewMirror(cluster string, from *Node, relay bool, args ...string) *Node {
+	p.tb.Helper()
 	role := heliograph.RoleMirror
 	if relay {
 		role = heliograph.RoleRelay
 	}
 	n, flags := p.node(cluster, role, relay)
-	n.start("mirror", append(append(flags, "--from", fmt.Sprintf("helio://%s/%s", from.Listen, from.Cluster)), args...))
+	n.prepare("mirror", append(append(flags, "--from", fmt.Sprintf("helio://%s/%s", from.Listen, from.Cluster)), args...))
 	return n
 }
 
@@ -159,11 +176,10 @@ func (p *PKI) node(cluster string, role heliograph.Role, serves bool) (*Node, []
 	return n, append(flags, "--listen", listen)
 }
 
-func (n *Node) start(command string, flags []string) {
+func (n *Node) prepare(command string, flags []string) {
 	n.tb.Helper()
 	log := filepath.Join(n.tb.TempDir(), n.Cluster+".log")
 	n.Process = proctest.New(n.tb, command+" "+n.Cluster, log, Binary(n.tb), append([]string{command}, flags...)...)
-	n.Start()
 }
 
 // Log returns what the node has printed, over all its lives.

@@ -17,10 +17,13 @@ import (
 	"github.com/heliograph/heliograph"
 )
 
-// maxResponseBytes is the largest response that is accepted. etcd sends up to
-// 1,000 revisions at once, in fragments of about its own request limit, except
-// what it has ready before it has announced a watcher.
-const maxResponseBytes = heliograph.MaxBatchBytes + 64<<20
+// Limits of a response of the watch, in bytes: the largest that is ever
+// accepted, and the smallest limit that leaves room for an event as large as
+// etcd's default limit of a request allows.
+const (
+	maxResponseBytes = heliograph.MaxBatchBytes + 64<<20
+	minResponseBytes = 2 << 20
+)
 
 // connection is a connection to one member of etcd. Its methods are safe for
 // concurrent use.
@@ -37,22 +40,21 @@ type connection struct {
 func (u *Upstream) dial(ctx context.Context, endpoint string) (*connection, error) {
 	// clientv3 logs at its own discretion; what matters comes back as errors.
 	client, err := clientv3.New(clientv3.Config{
-		Endpoints:          []string{endpoint},
-		TLS:                u.cfg.TLS.Clone(),
-		Username:           u.cfg.Username,
-		Password:           u.cfg.Password,
-		DialTimeout:        u.cfg.Silence,
-		MaxCallRecvMsgSize: maxResponseBytes,
-		Context:            ctx,
-		Logger:             zap.NewNop(),
+		Endpoints:   []string{endpoint},
+		TLS:         u.cfg.TLS.Clone(),
+		Username:    u.cfg.Username,
+		Password:    u.cfg.Password,
+		DialTimeout: u.cfg.Silence,
+		Context:     ctx,
+		Logger:      zap.NewNop(),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("connect: %w", u.translate(err))
+		return nil, fmt.Errorf("connect: %w", unanswered(endpoint, u.translate(err)))
 	}
 	c := &connection{u: u, endpoint: endpoint, client: client, kv: pb.NewKVClient(client.ActiveConnection())}
 	if err := c.meet(ctx); err != nil {
 		c.close()
-		return nil, fmt.Errorf("connect: %w", err)
+		return nil, fmt.Errorf("connect: %w", unanswered(endpoint, err))
 	}
 	return c, nil
 }

@@ -1,10 +1,14 @@
 package etcd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
@@ -17,6 +21,9 @@ var errStaleToken = errors.New("etcd no longer accepts the authentication token"
 
 // errTooBig says that a revision is larger than heliograph.MaxBatchBytes.
 var errTooBig = errors.New("too big for a batch")
+
+// errResponseTooBig says that etcd sent a response that is over the limit.
+var errResponseTooBig = errors.New("a response of etcd was too big")
 
 // UnreachableError is returned by [Upstream.ReadIndex] when etcd could not be
 // asked.
@@ -94,6 +101,10 @@ func (u *Upstream) translate(err error) error {
 	if err == nil {
 		return nil
 	}
+	if s, ok := status.FromError(err); ok && s.Code() == codes.ResourceExhausted &&
+		strings.Contains(s.Message(), "received message larger than max") {
+		return fmt.Errorf("%w: %s", errResponseTooBig, s.Message())
+	}
 	err = rpctypes.Error(err)
 	switch {
 	case errors.Is(err, rpctypes.ErrInvalidAuthToken), errors.Is(err, rpctypes.ErrAuthOldRevision):
@@ -126,4 +137,17 @@ func (e *canceledError) Unwrap() error {
 		}
 	}
 	return nil
+}
+
+// unanswered puts into words, with the way out, that nothing answers at an
+// endpoint.
+func unanswered(endpoint string, err error) error {
+	code := codes.OK
+	if s, ok := status.FromError(err); ok {
+		code = s.Code()
+	}
+	if code == codes.Unavailable || code == codes.DeadlineExceeded || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("no answer from etcd at %s: is it running there, and does it speak TLS exactly if the endpoint is https? (%w)", endpoint, err)
+	}
+	return err
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -48,7 +49,7 @@ func newFollower(u *Upstream, c *connection) *follower {
 		replica:   u.cfg.Replica,
 		responses: make(chan *pb.WatchResponse),
 	}
-	f.tiling = newTiling(f.replica.Applied(), c.head, u.cfg.HeldBytes)
+	f.tiling = newTiling(f.replica.Applied(), c.head, u.cfg.HeldBytes, u.fragment)
 	f.poll = newPoller(u, c)
 	// To serve a watcher that is far behind, etcd reads all that it is behind
 	// by, which can take long: be more patient each time.
@@ -58,9 +59,12 @@ func newFollower(u *Upstream, c *connection) *follower {
 
 // run follows until an error, or until ctx ends.
 func (f *follower) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
 	// A member that has lost its leader ends the stream instead of falling silent.
-	stream, err := pb.NewWatchClient(f.c.client.ActiveConnection()).Watch(clientv3.WithRequireLeader(ctx))
+	stream, err := pb.NewWatchClient(f.c.client.ActiveConnection()).Watch(
+		clientv3.WithRequireLeader(ctx), grpc.MaxCallRecvMsgSize(f.responseLimit()))
 	if err != nil {
 		return fmt.Errorf("watch: %w", f.u.translate(err))
 	}
@@ -72,6 +76,16 @@ func (f *follower) run(ctx context.Context) error {
 	group.Go(func() error { return f.guard(ctx) })
 	group.Go(func() error { return f.follow(ctx) })
 	return group.Wait()
+}
+
+// responseLimit returns how big a response may be. One that is bigger is refused
+// before there is memory for it, and asked for in fragments next time. Even so
+// etcd may send one whole that it had ready too soon.
+func (f *follower) responseLimit() int {
+	if f.u.fragment {
+		return maxResponseBytes
+	}
+	return int(min(max(f.u.cfg.HeldBytes, minResponseBytes), maxResponseBytes))
 }
 
 // receive hands on what the stream brings, one response at a time: when follow
@@ -200,7 +214,7 @@ func (f *follower) send(ctx context.Context, r request) error {
 			RangeEnd:      []byte{0}, // the whole keyspace
 			StartRevision: r.start,
 			WatchId:       r.id,
-			Fragment:      true,
+			Fragment:      r.fragment,
 		}}
 	} else {
 		req.RequestUnion = &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: r.id}}
@@ -278,7 +292,7 @@ func (f *follower) apply(ctx context.Context) error {
 		if err := f.replica.Apply(batch); err != nil {
 			return fmt.Errorf("apply revision %d: %w", batch.Rev, err)
 		}
-		f.u.gap, f.u.silent = 0, 0
+		f.u.gap, f.u.silent, f.u.fragment = 0, 0, false
 		f.u.metrics.revisions.Inc()
 		f.u.metrics.records.Add(float64(len(batch.Records)))
 		f.u.cfg.Reporter.Applied(batch.Rev)

@@ -27,6 +27,7 @@ type tile struct {
 	whole  int
 	held   int64 // bytes of events
 	bytes  int64 // bytes of all events that ever came
+	count  int64 // how many that is
 	part   int64 // bytes of the events of the revision last
 }
 

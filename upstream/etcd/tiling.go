@@ -25,6 +25,12 @@ const (
 	// one that is behind by no more than a pass catches up with the next.
 	fellBehind = passRevisions + passRevisions/2
 
+	// bigEvent is the average size of an event from which on etcd is asked for
+	// fragments. For each event that it adds to a fragment, etcd adds up the
+	// sizes of all in it: many small ones (a fragment has about 1.5 MiB) would
+	// cost it seconds, and few big ones are what fragments are good for.
+	bigEvent = 4 << 10 // bytes
+
 	firstTiles = 4  // open at first, while the size of a tile is not known
 	maxTiles   = 64 // one pass fits into etcd's channel for a stream (128 responses)
 
@@ -38,7 +44,10 @@ const (
 type request struct {
 	id     int64
 	create bool
-	start  int64 // where the watcher begins; only if create
+
+	// Only if create:
+	start    int64 // where the watcher begins
+	fragment bool  // big responses come in fragments
 }
 
 // tiling decides which watchers there should be, and puts what they deliver
@@ -57,14 +66,16 @@ type tiling struct {
 	limit   int   // how many tiles may be open
 	budget  int64 // bytes that may be held
 	average int64 // bytes of a tile; 0 while not known
+	event   int64 // average bytes of an event
 	behind  int   // how often the live tile was given up
 
 	out []request
 }
 
 // newTiling plans from revision start, of which the events may be incomplete
-// (see tile.lenient).
-func newTiling(start, head, budget int64) *tiling {
+// (see tile.lenient). Until a tile has come, its events are taken for big if big
+// is set.
+func newTiling(start, head, budget int64, big bool) *tiling {
 	t := &tiling{
 		byID:     make(map[int64]*tile),
 		head:     head,
@@ -72,6 +83,9 @@ func newTiling(start, head, budget int64) *tiling {
 		margin:   firstMargin,
 		limit:    firstTiles,
 		budget:   budget,
+	}
+	if big {
+		t.event = bigEvent
 	}
 	t.add(start, start+passRevisions, start).lenient = true
 	return t
@@ -83,7 +97,7 @@ func (t *tiling) add(start, end, from int64) *tile {
 	t.tiles = append(t.tiles, n)
 	t.byID[n.id] = n
 	t.frontier = end
-	t.out = append(t.out, request{id: n.id, create: true, start: max(from, 1)})
+	t.out = append(t.out, request{id: n.id, create: true, start: max(from, 1), fragment: t.event >= bigEvent})
 	return n
 }
 
@@ -178,7 +192,7 @@ func (t *tiling) receive(resp *pb.WatchResponse) error {
 		return nil
 	}
 	for _, ev := range resp.Events {
-		over, err := t.event(tile, ev)
+		over, err := t.collect(tile, ev)
 		if err != nil {
 			return err
 		}
@@ -203,9 +217,9 @@ func (t *tiling) receive(resp *pb.WatchResponse) error {
 	return nil
 }
 
-// event adds an event to its tile. It reports over if the event is beyond the
+// collect adds an event to its tile. It reports over if the event is beyond the
 // tile's end, which makes the tile complete.
-func (t *tiling) event(tile *tile, ev *mvccpb.Event) (over bool, err error) {
+func (t *tiling) collect(tile *tile, ev *mvccpb.Event) (over bool, err error) {
 	if ev.Kv == nil {
 		return false, fmt.Errorf("etcd sent an event without a key")
 	}
@@ -234,6 +248,7 @@ func (t *tiling) event(tile *tile, ev *mvccpb.Event) (over bool, err error) {
 	}
 	tile.held += n
 	tile.bytes += n
+	tile.count++
 	tile.events = append(tile.events, ev)
 	return false, nil
 }
@@ -243,6 +258,9 @@ func (t *tiling) event(tile *tile, ev *mvccpb.Event) (over bool, err error) {
 func (t *tiling) finish(tile *tile) {
 	tile.done = true
 	t.cancel(tile)
+	if tile.count > 0 {
+		t.event = tile.bytes / tile.count
+	}
 	if t.average == 0 {
 		t.average = max(tile.bytes, 1)
 	} else {

@@ -282,7 +282,7 @@ func TestGoesOnAfterCuts(t *testing.T) {
 	r.exact(c)
 	r.stop()
 	etcdtest.Fill(t, client, 20_000)
-	proxy.inject(cutAfter(2_000_000))
+	proxy.inject(cutAfter(4_000_000))
 	r.start()
 	r.until("some cuts", func() bool { return len(r.heard.view().lost) >= 3 })
 	proxy.heal()

@@ -30,6 +30,7 @@ type Upstream struct {
 	compacted int64 // etcd's compaction revision as far as it is known
 	snapshot  bool  // the next connection begins with a snapshot
 	gap       int64 // the revision that etcd left out on the last connection; 0 if none
+	fragment  bool  // a response was too big for the last connection
 	silent    int   // connections in a row that ended because no events came
 }
 
@@ -105,8 +106,13 @@ func (u *Upstream) learn(err error) {
 	if needsSnapshot(err) {
 		u.snapshot = true
 	}
+	if errors.Is(err, errResponseTooBig) {
+		u.fragment = true
+	}
 	if _, ok := errors.AsType[*silentError](err); ok {
 		u.silent++
+		// Cutting many small events into fragments takes etcd for ever.
+		u.snapshot = u.snapshot || u.fragment
 	}
 	gap, ok := errors.AsType[*gapError](err)
 	switch {
@@ -136,7 +142,7 @@ func (u *Upstream) once(ctx context.Context, endpoint string) error {
 		if err := u.bootstrap(ctx, c); err != nil {
 			return fmt.Errorf("bootstrap: %w", err)
 		}
-		u.snapshot, u.gap = false, 0
+		u.snapshot, u.gap, u.silent, u.fragment = false, 0, 0, false
 	}
 	u.compacted = max(u.compacted, u.cfg.Replica.Compacted())
 	return newFollower(u, c).run(ctx)

@@ -40,6 +40,12 @@ func (kept) Close() error { return nil }
 // simulated is a world with the real waits, in fake time.
 func simulated(t *testing.T, scripts ...script) (*world, *source, *network) {
 	t.Helper()
+	return simulatedFor(t, 24*time.Hour, scripts...)
+}
+
+// simulatedFor is simulated with a source whose certificate ends after a while.
+func simulatedFor(t *testing.T, lifetime time.Duration, scripts ...script) (*world, *source, *network) {
+	t.Helper()
 	w := plainWorld(t)
 	w.replica.at(100)
 	n := &network{
@@ -60,7 +66,7 @@ func simulated(t *testing.T, scripts ...script) (*world, *source, *network) {
 		}
 	})
 	w.cfg.Listen = func() (net.PacketConn, error) { return kept{here}, nil }
-	src := w.sourceOn(there, w.pki.server(t, "prod-us", 24*time.Hour), scripts...)
+	src := w.sourceOn(there, w.pki.server(t, "prod-us", lifetime), scripts...)
 	return w, src, n
 }
 
@@ -211,17 +217,17 @@ func TestSnapshotStall(t *testing.T) {
 // Row 18: a connection does not outlive the source's certificate.
 func TestCertificateExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, src, _ := simulated(t, idle)
+		w, src, _ := simulatedFor(t, 10*time.Minute, idle)
 		w.run()
 		src.last(t)
 		began := time.Now()
-		time.Sleep(25 * time.Hour)
+		time.Sleep(11 * time.Minute)
 		if err := w.lost(1); !strings.Contains(err.Error(), "the certificate of 10.0.0.1:7400 expired") {
 			t.Errorf("lost: %v", err)
 		}
 		w.reporter.mu.Lock()
 		defer w.reporter.mu.Unlock()
-		near(t, "the connection", w.reporter.lostAt[0].Sub(began), 24*time.Hour)
+		near(t, "the connection", w.reporter.lostAt[0].Sub(began), 10*time.Minute)
 	})
 }
 
@@ -288,14 +294,14 @@ func TestIdleThenBehindIsNoStall(t *testing.T) {
 			c.accept(helloAck(100))
 			s := c.bulk()
 			put(s, nil)
-			time.Sleep(time.Hour)
+			time.Sleep(20 * time.Minute)
 			c.send(wire.Heartbeat{HeadLSN: 101, StalenessMS: -1})
 			time.Sleep(9 * time.Second)
 			put(s, upTo(t, 101, 101))
 			c.hold()
 		})
 		w.run()
-		time.Sleep(2 * time.Hour)
+		time.Sleep(30 * time.Minute)
 		if got := w.reporter.losses(); len(got) > 0 {
 			t.Errorf("lost: %v", got)
 		}

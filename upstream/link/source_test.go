@@ -95,7 +95,7 @@ type source struct {
 
 	mu    sync.Mutex
 	conns []*conn
-	at    []time.Time // of each connection
+	at    []time.Time // of each hello
 }
 
 // conn is the source's side of one connection.
@@ -135,16 +135,17 @@ func newSource(t *testing.T, b *bell, conf *tls.Config, socket net.PacketConn, s
 			}
 			c := &conn{Conn: q, t: t, bell: b}
 			play := s.scripts[min(i, len(s.scripts)-1)]
-			s.mu.Lock()
-			s.conns, s.at = append(s.conns, c), append(s.at, time.Now())
-			s.mu.Unlock()
-			b.ring()
 			work.Go(func() {
 				defer c.work.Wait()
 				defer func() { _ = c.CloseWithError(0, "") }()
-				if c.greet() {
-					play(c)
+				if !c.greet() {
+					return
 				}
+				s.mu.Lock()
+				s.conns, s.at = append(s.conns, c), append(s.at, time.Now())
+				s.mu.Unlock()
+				b.ring()
+				play(c)
 			})
 		}
 	})
@@ -154,8 +155,8 @@ func newSource(t *testing.T, b *bell, conf *tls.Config, socket net.PacketConn, s
 		for i := range s.count() {
 			_ = s.conn(i).CloseWithError(0, "")
 		}
+		_ = transport.Close() // and those that never said hello
 		work.Wait()
-		_ = transport.Close()
 		_ = socket.Close()
 	})
 	return s
@@ -180,6 +181,9 @@ func (c *conn) greet() bool {
 	}
 	c.control, c.frames = stream, wire.NewReader(stream, wire.Control)
 	kind, payload, err := c.frames.Next()
+	if c.Context().Err() != nil {
+		return false // the test is over
+	}
 	if err != nil || kind != wire.TypeHello {
 		c.t.Errorf("first frame: %v %v", kind, err)
 		return false

@@ -29,7 +29,7 @@ func TestTLSTrouble(t *testing.T) {
 		}, "is not valid now: renew it"},
 		{"the owner's check", func(w *world, _, client *tls.Config) {
 			client.VerifyConnection = func(tls.ConnectionState) error { return errors.New("its role is mirror, which may not be followed") }
-		}, "its role is mirror, which may not be followed"},
+		}, "is not trusted (CRYPTO_ERROR 0x12a (local): its role is mirror, which may not be followed"},
 		{"no certificate", func(w *world, _, client *tls.Config) { client.Certificates = nil }, "we showed none: set --cert and --key"},
 		{"our CA unknown", func(w *world, server, _ *tls.Config) { server.ClientCAs = newPKI(w.t).pool }, "refused us: "},
 		{"ours expired", func(w *world, _, client *tls.Config) {
