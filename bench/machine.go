@@ -86,7 +86,7 @@ func filesystem(tb testing.TB) string {
 	if err := unix.Statfs(os.TempDir(), &s); err != nil {
 		tb.Fatal(err)
 	}
-	if name, ok := filesystems[int64(s.Type)]; ok {
+	if name, ok := filesystems[s.Type]; ok {
 		return name
 	}
 	return fmt.Sprintf("file system %#x", s.Type)

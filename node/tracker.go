@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/heliograph/heliograph"
+	"github.com/heliograph/heliograph/upstream/link"
 )
 
 // Thresholds of the status machine.
@@ -261,9 +262,7 @@ func (t *Tracker) stateLocked(now time.Time) (heliograph.State, string) {
 		if t.lost != nil {
 			why = t.lost.Error()
 		}
-		var refused *heliograph.RefusedError
-		hard := errors.As(t.lost, &refused) && refused.Code.Configuration()
-		if t.heardAt.IsZero() || quiet >= disconnectedAfter || hard {
+		if t.heardAt.IsZero() || quiet >= disconnectedAfter || misconfigured(t.lost) {
 			return heliograph.Disconnected, why
 		}
 		return heliograph.Degraded, fmt.Sprintf("reconnecting, last heard from the upstream %s ago: %s", round(quiet), why)
@@ -287,6 +286,14 @@ func (t *Tracker) stateLocked(now time.Time) (heliograph.State, string) {
 		return heliograph.Degraded, fmt.Sprintf("lagging by %s, %d revisions behind", round(lag), behind)
 	}
 	return heliograph.Following, ""
+}
+
+// misconfigured reports whether a person has to change something before the
+// connection can be made.
+func misconfigured(err error) bool {
+	var refused *heliograph.RefusedError
+	var config *link.ConfigurationError
+	return errors.As(err, &refused) && refused.Code.Configuration() || errors.As(err, &config)
 }
 
 func round(d time.Duration) time.Duration { return d.Round(100 * time.Millisecond) }

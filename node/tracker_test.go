@@ -9,6 +9,7 @@ import (
 
 	"github.com/heliograph/heliograph"
 	"github.com/heliograph/heliograph/node"
+	"github.com/heliograph/heliograph/upstream/link"
 )
 
 // story runs f in fake time with a tracker of a mirror that is connected, at
@@ -205,6 +206,9 @@ func TestConfigurationErrorsAreSaidAtOnce(t *testing.T) {
 	story(t, func(t *testing.T, tr *node.Tracker) {
 		tr.Lost(&heliograph.RefusedError{Code: heliograph.CodeUnknownDatabase, Detail: "no database x"})
 		wantState(t, tr, heliograph.Disconnected, "unknown database: no database x")
+		tr.Connected("a:7400")
+		tr.Lost(&link.ConfigurationError{Why: "the CA differs"})
+		wantState(t, tr, heliograph.Disconnected, "the CA differs")
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -265,50 +266,58 @@ func TestWatchGoesOnWhenTheClientHasSaidAll(t *testing.T) {
 func TestTenThousandWatches(t *testing.T) {
 	r := newReplica(t)
 	reg := prometheus.NewRegistry()
-	srv := serve(t, r, func(c *readapi.Config) { c.Metrics = reg; c.ProgressInterval = 3 * time.Second })
-	const n = 10_000
+	srv := serve(t, r, func(c *readapi.Config) { c.Metrics = reg; c.ProgressInterval = time.Second })
+	const streams, each = 10, 1000
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	w := watchOn(t, ctx, srv)
-	sent := make(chan error, 1)
-	go func() {
-		for i := range int64(n) {
-			r := &pb.WatchCreateRequest{Key: []byte("shared"), WatchId: i + 1, ProgressNotify: true}
-			if err := w.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: r}}); err != nil {
-				sent <- err
-				return
+	var all []pb.Watch_WatchClient
+	for range streams {
+		w := watchOn(t, ctx, srv)
+		all = append(all, w)
+		go func() {
+			for i := range int64(each) {
+				r := &pb.WatchCreateRequest{Key: []byte("shared"), WatchId: i + 1, ProgressNotify: true}
+				if err := w.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: r}}); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+		for created := 0; created < each; {
+			if recv(t, w).Created {
+				created++
 			}
 		}
-		sent <- nil
-	}()
-	for created := 0; created < n; {
-		if recv(t, w).Created {
-			created++
-		}
 	}
-	if err := <-sent; err != nil {
-		t.Fatal(err)
-	}
-	if got := metric(t, reg, "watches"); got != n {
+	if got := metric(t, reg, "watches"); got != streams*each {
 		t.Errorf("%v watches counted", got)
 	}
 	rev := r.put("shared", "1")
-	seen, progressed := make(map[int64]bool), make(map[int64]bool)
-	for len(seen) < n || len(progressed) < n {
-		resp := recv(t, w)
-		for _, ev := range resp.Events {
-			if ev.Kv.ModRevision != rev || seen[resp.WatchId] {
-				t.Fatalf("watch %d got %v again", resp.WatchId, ev)
+	var wg sync.WaitGroup
+	for _, w := range all {
+		wg.Go(func() {
+			seen, progressed := make(map[int64]bool), make(map[int64]bool)
+			for len(seen) < each || len(progressed) < each {
+				resp, err := w.Recv()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for _, ev := range resp.Events {
+					if ev.Kv.ModRevision != rev || seen[resp.WatchId] {
+						t.Errorf("watch %d got %v again", resp.WatchId, ev)
+					}
+					seen[resp.WatchId] = true
+				}
+				if len(resp.Events) == 0 && resp.Header.Revision >= rev {
+					if !seen[resp.WatchId] {
+						t.Errorf("watch %d was told of progress to %d before its event", resp.WatchId, rev)
+					}
+					progressed[resp.WatchId] = true
+				}
 			}
-			seen[resp.WatchId] = true
-		}
-		if len(resp.Events) == 0 && resp.Header.Revision >= rev {
-			if !seen[resp.WatchId] {
-				t.Fatalf("watch %d was told of progress to %d before its event", resp.WatchId, rev)
-			}
-			progressed[resp.WatchId] = true
-		}
+		})
 	}
+	wg.Wait()
 	cancel()
 	until(t, "all places given back", func() bool { return metric(t, reg, "watches") == 0 && metric(t, reg, "watch_buffered_bytes") == 0 })
 }

@@ -16,12 +16,17 @@ type watchBudget struct {
 	watches atomic.Int64
 }
 
-// full reports whether a stream that holds own bytes may take no more. A
-// stream that holds nothing may always take one response, so that each makes
-// progress whatever the others hold.
-func (b *watchBudget) full(own int64) bool {
-	return own >= b.perStream || own > 0 && b.used.Load() >= b.total
+// fairBytes is what a stream may hold even when the others hold all of the
+// total: clients that do not read must not slow down those that do.
+const fairBytes = 64 << 10
+
+// limit returns how much a stream that holds own bytes may hold now.
+func (b *watchBudget) limit(own int64) int64 {
+	return min(b.perStream, max(own+b.total-b.used.Load(), fairBytes))
 }
+
+// full reports whether a stream that holds own bytes may take no more.
+func (b *watchBudget) full(own int64) bool { return own >= b.limit(own) }
 
 // fit returns how many of the events, always whole revisions, a stream that
 // holds own bytes may take: at least one revision unless it is full.
@@ -29,7 +34,7 @@ func (b *watchBudget) fit(events []*mvccpb.Event, own int64) int {
 	if len(events) == 0 || b.full(own) {
 		return 0
 	}
-	room := min(b.perStream-own, b.total-b.used.Load())
+	room := b.limit(own) - own
 	for i, ev := range events {
 		if i > 0 && room <= 0 && ev.Kv.ModRevision != events[i-1].Kv.ModRevision {
 			return i
@@ -41,9 +46,7 @@ func (b *watchBudget) fit(events []*mvccpb.Event, own int64) int {
 
 // roomy reports whether a stream has drained far enough to resume watches.
 // The gap to full keeps it from parking and resuming for every response.
-func (b *watchBudget) roomy(own int64) bool {
-	return own == 0 || own <= b.perStream/2 && b.used.Load() < b.total
-}
+func (b *watchBudget) roomy(own int64) bool { return own <= b.limit(own)/2 }
 
 // open takes places for one watch and reports whether there were enough.
 func (b *watchBudget) open(places int64) bool {

@@ -320,3 +320,24 @@ func TestLagOfDownstream(t *testing.T) {
 		t.Errorf("downstream %+v", d)
 	}
 }
+
+// TestRingOutlivesCompaction: a compaction at the head does not send a live
+// mirror back for a snapshot while the ring still holds what it lacks.
+func TestRingOutlivesCompaction(t *testing.T) {
+	t.Parallel()
+	replica := newMemory(10)
+	w := start(t, replica, nil)
+	p := w.connect("m1")
+	p.follow(10)
+	eventually(t, "live", func() bool { return w.server.Downstreams()[0].State == "live" })
+	const revs = 20
+	for i := range revs { // more than flow control takes unread
+		replica.put(1, 200_000)
+		eventually(t, "the feed has it", func() bool { return w.metric("encoded_frames_total", "by", "feed") >= float64(i+1) })
+	}
+	replica.compact(10 + revs)
+	p.take(replica, 10+revs)
+	if got := w.metric("encoded_frames_total", "by", "mirror"); got != 0 {
+		t.Errorf("%v frames were read from the history", got)
+	}
+}

@@ -171,7 +171,7 @@ func TestHistoryAtTheCommitBorder(t *testing.T) {
 	src := newSource(t)
 	st := newStore(t, store.Config{CommitInterval: time.Hour})
 	mustReceive(t, st, src.snapshot())
-	const committed, head = 400, 520
+	const committed, head = 404, 520 // revision 404 has five records
 	for rev := int64(2); rev <= head; rev++ {
 		if err := st.Apply(generated(rev)); err != nil {
 			t.Fatal(err)

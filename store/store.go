@@ -203,6 +203,9 @@ func (s *Store) closeContents() error {
 		return nil
 	}
 	c.users.Wait()
+	if s.unsaved { // nothing runs any more that could change it
+		writeWishes(c.be, s.wishes)
+	}
 	if s.ctx != nil {
 		s.commit(c)
 	}

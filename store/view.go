@@ -12,10 +12,10 @@ import (
 )
 
 // KV returns a view of the replica that reads and watches like etcd's own store.
-// Its write methods panic. Two calls return equal views, also when a snapshot has
-// replaced the contents between them: its watchers go on without a gap or are told that their revision has
-// been compacted. It is heliograph.ErrNotReady before the first snapshot. The
-// view must not be used after Close.
+// Its write methods panic. All views of a store are equal (==), also when a
+// snapshot replaces the contents: their watchers go on without a gap or are told
+// that their revision has been compacted. The error is heliograph.ErrNotReady
+// before the first snapshot. A view must not be used after Close.
 func (s *Store) KV() (mvcc.WatchableKV, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -71,14 +71,18 @@ func newStatusCommand(std stdio) *cobra.Command {
 // watchStatus shows the status until ctx ends. A node that does not answer is
 // said and asked again: watching is for the time when things go wrong.
 func watchStatus(ctx context.Context, std stdio, output string, show func(context.Context, string) error) error {
-	clear := ""
-	if output == "table" {
-		clear = "\x1b[H\x1b[2J"
+	before := ""
+	switch {
+	case output != "table":
+	case newScreen(std.out).terminal:
+		before = "\x1b[H\x1b[2J" // an empty screen
+	default:
+		before = "\n"
 	}
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {
-		if err := show(ctx, clear); err != nil && ctx.Err() == nil {
+		if err := show(ctx, before); err != nil && ctx.Err() == nil {
 			fmt.Fprintf(std.err, "helio: %v\n", err)
 		}
 		select {

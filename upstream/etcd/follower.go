@@ -53,6 +53,7 @@ func newFollower(u *Upstream, c *connection) *follower {
 	f.poll = newPoller(u, c)
 	// To serve a watcher that is far behind, etcd reads all that it is behind
 	// by, which can take long: be more patient each time.
+	dbg = f
 	f.patience = u.cfg.Silence << min(u.silent, 4)
 	return f
 }

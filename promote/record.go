@@ -1,0 +1,134 @@
+package promote
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/heliograph/heliograph"
+)
+
+// RecordFile is the name of the record in a node's data directory.
+const RecordFile = "promotion.json"
+
+// maxRecordBytes bounds the record that Read takes.
+const maxRecordBytes = 1 << 20
+
+// EtcdID is etcd's cluster id, written as etcdctl prints it.
+type EtcdID uint64
+
+// String returns the id in hexadecimal; empty if it is zero.
+func (id EtcdID) String() string {
+	if id == 0 {
+		return ""
+	}
+	return strconv.FormatUint(uint64(id), 16)
+}
+
+// MarshalText implements [encoding.TextMarshaler].
+func (id EtcdID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (id *EtcdID) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		*id = 0
+		return nil
+	}
+	n, err := strconv.ParseUint(string(b), 16, 64)
+	if err != nil {
+		return fmt.Errorf("etcd cluster id %.40q: %w", b, err)
+	}
+	*id = EtcdID(n)
+	return nil
+}
+
+// Fork says where a database left the history that it was mirrored from. The
+// database carries it, so that whoever copies the one has the other.
+type Fork struct {
+	Origin   string                `json:"origin"`          // heliograph.Origin.String of the history that was left
+	Revision int64                 `json:"revision"`        // the last revision of that history
+	Bump     int64                 `json:"bump"`            // revisions left out after it
+	Cluster  heliograph.ClusterID  `json:"cluster"`         // of the node that left it
+	Database heliograph.DatabaseID `json:"database"`        // within Cluster
+	EtcdID   EtcdID                `json:"etcd_cluster_id"` // of the new etcd; zero in an exported snapshot, whose restore decides
+	Token    string                `json:"token"`           // unique to this fork
+	At       time.Time             `json:"at"`              // when it began
+}
+
+// First returns the first revision that belongs to the new history alone.
+func (f Fork) First() int64 { return f.Revision + f.Bump + 1 }
+
+// State is how far a promotion has come.
+//
+//	(no record) ─► Begun ─► Promoted
+//	     ▲           │
+//	     └─ Recover ─┘
+type State string
+
+// The states.
+const (
+	Begun    State = "begun"    // the replica's file decides what Recover makes of it
+	Promoted State = "promoted" // final
+)
+
+// Record is what a data directory says of its promotion.
+type Record struct {
+	State State `json:"state"`
+	Fork
+	Name     string   `json:"name"`      // the member's
+	PeerURLs []string `json:"peer_urls"` // the member's
+
+	LastKnownRevision int64 `json:"last_known_revision"` // newest of the source that was heard of; 0 if unknown
+	MissingRevisions  int64 `json:"missing_revisions"`   // known to exist and not here; -1 if unknown
+
+	Leases          int `json:"leases"`           // whose TTL starts again
+	LeasesDefaulted int `json:"leases_defaulted"` // those of them whose TTL was not known
+
+	By       string    `json:"by"` // who asked
+	Finished time.Time `json:"finished,omitzero"`
+}
+
+// Read returns the record in a node's data directory; false if no promotion has
+// begun. Only a record in the state [Promoted] says that the node is promoted:
+// for one that has merely begun, ask [Recover].
+func Read(dir string) (Record, bool, error) {
+	path := filepath.Join(dir, RecordFile)
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return Record{}, false, nil
+	case err != nil:
+		return Record{}, false, fmt.Errorf("promotion record: %w", err)
+	case info.Size() > maxRecordBytes:
+		return Record{}, false, fmt.Errorf("promotion record %s has %d bytes, more than the %d that it can have: restore it from a backup", path, info.Size(), maxRecordBytes)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return Record{}, false, fmt.Errorf("promotion record: %w", err)
+	}
+	var r Record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return Record{}, false, fmt.Errorf("promotion record %s is damaged: %w: restore it from a backup", path, err)
+	}
+	if _, err := heliograph.ParseDatabaseID(string(r.Database)); err != nil || r.State != Begun && r.State != Promoted || r.Token == "" {
+		return Record{}, false, fmt.Errorf("promotion record %s is damaged: state %.20q, database %.80q: restore it from a backup", path, r.State, r.Database)
+	}
+	return r, true, nil
+}
+
+// write makes the record durable, whole or not at all.
+func (r Record) write(dir string) error {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err == nil {
+		err = writeFile(filepath.Join(dir, RecordFile), append(b, '\n'))
+	}
+	if err != nil {
+		return fmt.Errorf("promotion record: %w", err)
+	}
+	return nil
+}
