@@ -29,6 +29,7 @@ var mayImport = map[string][]string{
 	"readapi":        {"", "readapi/reads", "internal/zaplog"},
 	"readapi/reads":  {},
 	"certs":          {""},
+	"promote":        {"", "internal/zaplog"},
 	"node": {"", "wire", "store", "upstream/etcd", "upstream/link", "source", "source/session",
 		"readapi", "certs"},
 	"cmd/helio":       {"", "wire", "node", "certs", "internal/zaplog"},
@@ -37,7 +38,7 @@ var mayImport = map[string][]string{
 
 // exact is where a package that only one other may know is imported.
 var exact = map[string][]string{
-	"go.etcd.io/bbolt":           {"store"},
+	"go.etcd.io/bbolt":           {"store", "promote"},
 	"github.com/quic-go/quic-go": {"source", "upstream/link"},
 }
 

@@ -30,6 +30,7 @@ var (
 	behind     = row{"copy: revisions behind when the load ends", 0}
 	drained    = row{"copy: time until none is behind, ms", 0}
 	writersCPU = row{"writers: processor, s", 2}
+	othersCPU  = row{"everything else on the machine: processor, s", 2}
 )
 
 func followTable() *table {
@@ -37,7 +38,7 @@ func followTable() *table {
 		[]string{sharedAlone, sharedMakeMirror, sharedHelio, ownAlone, ownHelio},
 		[]row{writeRate, writeShare, applyRate, behind, drained,
 			etcdMedian, etcdP99, putMedian, putP99, hopMedian, hopP99, missing,
-			etcdPeak, etcdCPU, copierPeak, copierCPU, copyPeak, copyCPU, writersCPU})
+			etcdPeak, etcdCPU, copierPeak, copierCPU, copyPeak, copyCPU, writersCPU, othersCPU})
 }
 
 // BenchmarkFollow puts at etcd's full rate: alone, with make-mirror, and with a
@@ -107,8 +108,9 @@ func (t *table) follow(c *cell, o options, column string, own *cores, copied cop
 	t.add(writeRate, column, float64(after.written-before.written)/seconds)
 	t.addUsage(column, before.etcd, after.etcd, etcdPeak, etcdCPU)
 	t.add(writersCPU, column, (after.writers.cpu - before.writers.cpu).Seconds())
+	t.add(othersCPU, column, (after.others() - before.others()).Seconds())
 	if l.replica != nil {
-		t.add(applyRate, column, float64(after.applied-before.applied)/seconds)
+		t.add(applyRate, column, float64(after.applied-before.applied)/after.appliedAt.Sub(before.appliedAt).Seconds())
 		t.addUsage(column, before.copier, after.copier, copierPeak, copierCPU)
 		t.addUsage(column, before.copy, after.copy, copyPeak, copyCPU)
 		t.addDrain(column, l)
@@ -201,19 +203,29 @@ func (l *loaded) requirePinned(own *cores) {
 	}
 }
 
-// mark is how far everything is at one moment of a load.
+// mark is how far everything is at one moment of a load. The copy's answer may
+// take a while, and so has its own time.
 type mark struct {
-	at                          time.Time
+	at, appliedAt               time.Time
 	written, applied            int64
 	etcd, copier, copy, writers usage
+	machine                     time.Duration // processor time of everything
+}
+
+// others is the processor time of what is not part of the benchmark.
+func (m mark) others() time.Duration {
+	return m.machine - m.etcd.cpu - m.copier.cpu - m.copy.cpu - m.writers.cpu
 }
 
 func (l *loaded) mark() mark {
 	l.c.Helper()
-	m := mark{etcd: usageOf(l.c, l.etcd.Member(0).PID()), writers: usageOf(l.c, os.Getpid())}
+	m := mark{
+		etcd: usageOf(l.c, l.etcd.Member(0).PID()), writers: usageOf(l.c, os.Getpid()),
+		machine: machineCPU(l.c),
+	}
 	if l.replica != nil {
 		m.copier, m.copy = usageOf(l.c, l.replica.copier.PID()), usageOf(l.c, l.replica.copy.PID())
-		m.applied = l.replica.mustApplied()
+		m.applied, m.appliedAt = l.replica.mustApplied(), time.Now()
 	}
 	m.written, m.at = l.load.Written(), time.Now()
 	return m

@@ -27,6 +27,13 @@ func TestParseUsage(t *testing.T) {
 			t.Errorf("status %q was accepted", bad)
 		}
 	}
+	busy, err := parseBusy([]byte("cpu  100 20 30 4000 500 6 7 8 9 0\ncpu0 1 2 3\n"))
+	if err != nil || busy != 1710*time.Millisecond {
+		t.Errorf("busy for %s, %v; want 1.71s", busy, err)
+	}
+	if _, err := parseBusy([]byte("cpu 1 2 3\n")); err == nil {
+		t.Error("a short line of /proc/stat was accepted")
+	}
 	if u := usageOf(t, os.Getpid()); u.peakBytes < 1<<20 {
 		t.Errorf("this process has used %+v", u)
 	}

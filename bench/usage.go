@@ -79,3 +79,38 @@ func parseCPU(stat []byte) (time.Duration, error) {
 	}
 	return sum, nil
 }
+
+// machineCPU reads how long all processors together have been busy, for anybody.
+func machineCPU(tb testing.TB) time.Duration {
+	tb.Helper()
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	busy, err := parseBusy(stat)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return busy
+}
+
+// parseBusy adds the first line of /proc/stat but for its 4th and 5th figures, idle
+// and iowait, and the last two, guest time, which user time holds already.
+func parseBusy(stat []byte) (time.Duration, error) {
+	line, _, _ := bytes.Cut(stat, []byte("\n"))
+	fields := strings.Fields(string(line))
+	if len(fields) < 9 || fields[0] != "cpu" {
+		return 0, fmt.Errorf("stat: %q: want cpu and eight figures", line)
+	}
+	var sum time.Duration
+	for i, s := range fields[1:9] {
+		ticks, err := strconv.ParseInt(s, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("stat: %w", err)
+		}
+		if idle := i == 3 || i == 4; !idle {
+			sum += time.Duration(ticks) * clockTick
+		}
+	}
+	return sum, nil
+}

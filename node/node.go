@@ -244,11 +244,11 @@ func (n *Node) Run(ctx context.Context) error {
 		g.Go(func() error { return part(gctx, "admin", n.serveAdmin(gctx, lis)) })
 	}
 	err := g.Wait()
-	if err != nil && ctx.Err() == nil {
-		return err
+	if ctx.Err() != nil {
+		err = nil // told to stop
 	}
-	log.Info("node stopped", "rev", n.store.Applied())
-	return nil
+	log.Info("node stopped", "rev", n.store.Applied(), "err", err)
+	return err
 }
 
 // part says which part of the node an error is of. What a part returns because

@@ -107,8 +107,11 @@ func (ws *watchStream) run(stream pb.Watch_WatchServer) error {
 		}
 	}()
 	// Jitter: watches that were set up together must not all report together.
+	// A timer, set anew after each report: with a ticker, reports that take
+	// longer than the interval would leave no time for events.
 	interval := ws.cfg.ProgressInterval
-	progress := time.NewTicker(interval + rand.N(interval/10))
+	interval += rand.N(interval / 10)
+	progress := time.NewTimer(interval)
 	defer progress.Stop()
 
 	sending := int64(0) // bytes of the response being sent; 0: none
@@ -146,6 +149,7 @@ func (ws *watchStream) run(stream pb.Watch_WatchServer) error {
 			}
 		case <-progress.C:
 			ws.reportProgress()
+			progress.Reset(interval)
 		}
 	}
 }
@@ -195,8 +199,9 @@ func (ws *watchStream) hold(bytes int64) {
 	ws.budget.used.Add(bytes)
 }
 
+// enqueue appends a response without events.
 func (ws *watchStream) enqueue(o outgoing) {
-	o.bytes = responseBytes + sizeOf(o.resp.Events...)
+	o.bytes = responseBytes
 	ws.hold(o.bytes)
 	ws.queue = append(ws.queue, o)
 }
@@ -240,18 +245,24 @@ func (ws *watchStream) deliver(r mvcc.WatchResponse) {
 	if o.resp.Canceled {
 		ws.detach(w) // as in etcd, the id stays taken until the client cancels it
 	}
-	if n := ws.budget.fit(r.Events, ws.held); n < len(r.Events) {
+	if len(r.Events) == 0 {
+		ws.enqueue(o)
+		return
+	}
+	n, bytes := ws.budget.reserve(r.Events, ws.held)
+	if n < len(r.Events) {
 		ws.park(w, r.Events[n].Kv.ModRevision)
-		if n == 0 {
-			return
-		}
 		o.resp.Events = slices.Clone(r.Events[:n]) // the rest must not be kept alive
 	}
-	ws.enqueue(o)
+	if n > 0 {
+		ws.held += bytes
+		o.bytes = bytes
+		ws.queue = append(ws.queue, o)
+	}
 }
 
 // reportProgress asks for a notification for each watch that wants them and
-// had no event since the last tick.
+// had no event since the last report.
 func (ws *watchStream) reportProgress() {
 	for _, w := range ws.byID {
 		if w.progress && w.idle && w.attached {

@@ -20,33 +20,42 @@ type watchBudget struct {
 // total: clients that do not read must not slow down those that do.
 const fairBytes = 64 << 10
 
-// limit returns how much a stream that holds own bytes may hold now.
-func (b *watchBudget) limit(own int64) int64 {
-	return min(b.perStream, max(own+b.total-b.used.Load(), fairBytes))
+// limit returns how much a stream that holds own bytes may hold when all
+// together hold used.
+func (b *watchBudget) limit(own, used int64) int64 {
+	return min(b.perStream, max(own+b.total-used, fairBytes))
 }
 
 // full reports whether a stream that holds own bytes may take no more.
-func (b *watchBudget) full(own int64) bool { return own >= b.limit(own) }
-
-// fit returns how many of the events, always whole revisions, a stream that
-// holds own bytes may take: at least one revision unless it is full.
-func (b *watchBudget) fit(events []*mvccpb.Event, own int64) int {
-	if len(events) == 0 || b.full(own) {
-		return 0
-	}
-	room := b.limit(own) - own
-	for i, ev := range events {
-		if i > 0 && room <= 0 && ev.Kv.ModRevision != events[i-1].Kv.ModRevision {
-			return i
-		}
-		room -= sizeOf(ev)
-	}
-	return len(events)
-}
+func (b *watchBudget) full(own int64) bool { return own >= b.limit(own, b.used.Load()) }
 
 // roomy reports whether a stream has drained far enough to resume watches.
 // The gap to full keeps it from parking and resuming for every response.
-func (b *watchBudget) roomy(own int64) bool { return own <= b.limit(own)/2 }
+func (b *watchBudget) roomy(own int64) bool { return own <= b.limit(own, b.used.Load())/2 }
+
+// reserve takes room for as many of the events, always whole revisions, as a
+// stream that holds own bytes may take: none if it is full, else at least one
+// revision. It returns their number and what was taken for them in bytes.
+func (b *watchBudget) reserve(events []*mvccpb.Event, own int64) (n int, bytes int64) {
+	for {
+		used := b.used.Load()
+		room := b.limit(own, used) - own
+		if room <= 0 {
+			return 0, 0
+		}
+		n, bytes = 0, responseBytes
+		for ; n < len(events); n++ {
+			if bytes >= room && n > 0 && events[n].Kv.ModRevision != events[n-1].Kv.ModRevision {
+				break
+			}
+			bytes += sizeOf(events[n])
+		}
+		// What all watch comes to all streams at once: they ask at once.
+		if b.used.CompareAndSwap(used, used+bytes) {
+			return n, bytes
+		}
+	}
+}
 
 // open takes places for one watch and reports whether there were enough.
 func (b *watchBudget) open(places int64) bool {

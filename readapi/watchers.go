@@ -20,7 +20,7 @@ type watch struct {
 	prevKV   bool
 	fragment bool
 	progress bool  // the client wants notifications
-	idle     bool  // no event since the last progress tick
+	idle     bool  // no event since the last report of progress
 	resume   int64 // while parked: the first revision not yet queued
 	attached bool  // it has a watcher: neither parked nor ended by a compaction
 }

@@ -128,7 +128,7 @@ func TestFault08And13WatchersSeeWholeRevisionsAndTrueProgress(t *testing.T) {
 	var checks []func() error
 	var mu sync.Mutex
 	for i := range 8 {
-		stream := watchOn(t, within(t, time.Minute), srv)
+		stream := watchOn(t, within(t, 4*time.Minute), srv)
 		followers := make(map[int64]*follower)
 		prefixes := map[int64]string{1: "", 2: "a/", 3: "b/"}
 		for id, p := range prefixes {
@@ -214,7 +214,7 @@ func TestFault14SlowWatcherCostsItsBudget(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	const budget = 1 << 20
 	srv := serve(t, r, func(c *readapi.Config) { c.WatchBufferBytes, c.Metrics = budget, reg })
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	stream := watchOn(t, ctx, srv)
 	open(t, stream, &pb.WatchCreateRequest{WatchId: 1, Key: []byte{0}, RangeEnd: []byte{0}})
@@ -269,7 +269,7 @@ func TestWatchBudgetOfTheNode(t *testing.T) {
 	srv := serve(t, r, func(c *readapi.Config) { c.WatchBuffersBytes, c.Metrics = total, reg })
 	var streams []pb.Watch_WatchClient
 	for range 20 {
-		s := watchOn(t, within(t, time.Minute), srv)
+		s := watchOn(t, within(t, 4*time.Minute), srv)
 		open(t, s, everything)
 		streams = append(streams, s)
 	}
@@ -280,7 +280,7 @@ func TestWatchBudgetOfTheNode(t *testing.T) {
 	if parked := metric(t, reg, "watch_parked_total"); parked == 0 {
 		t.Fatal("no watch was parked: the test shows nothing")
 	}
-	if got := metric(t, reg, "watch_buffered_bytes"); got > total+20*(64+9)<<10 {
+	if got := metric(t, reg, "watch_buffered_bytes"); got > total+20*((64+9)<<10) {
 		t.Errorf("%v bytes are held, want about %d", got, total)
 	}
 	// One that reads gets its events, though the others hold all there is.

@@ -28,7 +28,7 @@ func (f *freeSpace) check(n int64) error {
 		if err := unix.Statfs(f.dir, &st); err != nil {
 			return fmt.Errorf("free space of %s: %w", f.dir, err)
 		}
-		f.free, f.at = int64(st.Bavail)*int64(st.Bsize), time.Now()
+		f.free, f.at = int64(st.Bavail)*st.Bsize, time.Now()
 	}
 	if f.free-n < f.keep {
 		return fmt.Errorf("%w: %s has %d MiB free, %d MiB are needed and %d MiB must stay free",

@@ -203,7 +203,7 @@ func TestEveryPrefixOfEveryPayload(t *testing.T) {
 	for _, f := range frames(t) {
 		payload := f.bytes[wire.HeaderBytes:]
 		zstd := strings.HasSuffix(f.name, "-zstd")
-		for n := range len(payload) {
+		for n := range payload {
 			_, err := decodePayload(wire.Type(f.bytes[0]), payload[:n:n])
 			// Compressed data has no length of its own: there the checksum tells.
 			if !errors.Is(err, io.ErrUnexpectedEOF) && !(zstd && errors.Is(err, wire.ErrChecksum)) {

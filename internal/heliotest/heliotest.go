@@ -50,19 +50,31 @@ func Binary(tb testing.TB) string {
 			return
 		}
 		built.path = filepath.Join(dir, "helio")
-		_, file, _, _ := runtime.Caller(0)
-		ctx, cancel := context.WithTimeout(context.Background(), buildWait)
-		defer cancel()
-		cmd := exec.CommandContext(ctx, "go", "build", "-o", built.path, "github.com/heliograph/heliograph/cmd/helio")
-		cmd.Dir = filepath.Dir(file)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			built.err = fmt.Errorf("build helio: %w\n%s", err, out)
-		}
+		built.err = build(built.path)
 	})
 	if built.err != nil {
 		tb.Fatal(built.err)
 	}
 	return built.path
+}
+
+// build makes a helio of this tree at path; flags are those of go build.
+func build(path string, flags ...string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), buildWait)
+	defer cancel()
+	args := append([]string{"build", "-o", path}, flags...)
+	cmd := exec.CommandContext(ctx, "go", append(args, "github.com/heliograph/heliograph/cmd/helio")...)
+	cmd.Dir = tree()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build helio: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// tree returns the folder that holds the module.
+func tree() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
 // Clean removes what Binary built; for a TestMain's end.
@@ -90,16 +102,23 @@ func Run(tb testing.TB, args ...string) string {
 
 // PKI is a folder with a CA, from which nodes get their certificates.
 type PKI struct {
-	tb  testing.TB
-	dir string
+	tb     testing.TB
+	dir    string
+	binary string // of the nodes
 }
 
 // NewPKI makes a CA.
 func NewPKI(tb testing.TB) *PKI {
 	tb.Helper()
-	p := &PKI{tb: tb, dir: filepath.Join(tb.TempDir(), "certs")}
+	p := &PKI{tb: tb, dir: filepath.Join(tb.TempDir(), "certs"), binary: Binary(tb)}
 	Run(tb, "certs", "init", "--out", p.dir)
 	return p
+}
+
+// With returns the same CA for nodes that belong to tb, such as a subtest's, and
+// run another helio, such as that of [Mutant].
+func (p *PKI) With(tb testing.TB, binary string) *PKI {
+	return &PKI{tb: tb, dir: p.dir, binary: binary}
 }
 
 // Flags issues a certificate and returns the flags that name it.
@@ -134,7 +153,7 @@ func (p *PKI) Source(cluster string, etcd []string, args ...string) *Node {
 func (p *PKI) NewSource(cluster string, etcd []string, args ...string) *Node {
 	p.tb.Helper()
 	n, flags := p.node(cluster, heliograph.RoleSource, true)
-	n.prepare("source", append(append(flags, "--etcd", strings.Join(etcd, ",")), args...))
+	n.prepare(p.binary, "source", append(append(flags, "--etcd", strings.Join(etcd, ",")), args...))
 	return n
 }
 
@@ -154,7 +173,7 @@ func (p *PKI) NewMirror(cluster string, from *Node, relay bool, args ...string) 
 		role = heliograph.RoleRelay
 	}
 	n, flags := p.node(cluster, role, relay)
-	n.prepare("mirror", append(append(flags, "--from", fmt.Sprintf("helio://%s/%s", from.Listen, from.Cluster)), args...))
+	n.prepare(p.binary, "mirror", append(append(flags, "--from", fmt.Sprintf("helio://%s/%s", from.Listen, from.Cluster)), args...))
 	return n
 }
 
@@ -176,10 +195,10 @@ func (p *PKI) node(cluster string, role heliograph.Role, serves bool) (*Node, []
 	return n, append(flags, "--listen", listen)
 }
 
-func (n *Node) prepare(command string, flags []string) {
+func (n *Node) prepare(binary, command string, flags []string) {
 	n.tb.Helper()
 	log := filepath.Join(n.tb.TempDir(), n.Cluster+".log")
-	n.Process = proctest.New(n.tb, command+" "+n.Cluster, log, Binary(n.tb), append([]string{command}, flags...)...)
+	n.Process = proctest.New(n.tb, command+" "+n.Cluster, log, binary, append([]string{command}, flags...)...)
 }
 
 // Log returns what the node has printed, over all its lives.

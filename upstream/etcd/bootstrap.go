@@ -45,7 +45,7 @@ func (u *Upstream) bootstrap(ctx context.Context, c *connection) error {
 	if err != nil {
 		return err
 	}
-	defer receiver.Abort() // does nothing after Commit
+	defer receiver.Abort() //nolint:errcheck // after Commit it does nothing; before, the error that leads here is the one to tell
 	body := body{receiver: receiver, total: total}
 	for resp := first; ; {
 		silence.Stop() // the disk may take its time

@@ -53,7 +53,6 @@ func newFollower(u *Upstream, c *connection) *follower {
 	f.poll = newPoller(u, c)
 	// To serve a watcher that is far behind, etcd reads all that it is behind
 	// by, which can take long: be more patient each time.
-	dbg = f
 	f.patience = u.cfg.Silence << min(u.silent, 4)
 	return f
 }
@@ -222,12 +221,23 @@ func (f *follower) send(ctx context.Context, r request) error {
 	}
 	if err := f.stream.Send(&req); err != nil {
 		if errors.Is(err, io.EOF) {
-			<-ctx.Done() // the stream has ended: the receiver learns why
-			return context.Cause(ctx)
+			return f.drain(ctx)
 		}
 		return fmt.Errorf("watch: send: %w", err)
 	}
 	return nil
+}
+
+// drain returns why the stream has ended. It is the receiver that learns it, but
+// not before it has handed on what it may be holding.
+func (f *follower) drain(ctx context.Context) error {
+	for {
+		select {
+		case <-f.responses:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // response takes one response of the stream.

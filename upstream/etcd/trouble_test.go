@@ -1,9 +1,6 @@
 package etcd_test
 
 import (
-"log/slog"
-"os"
-"runtime/pprof"
 	"errors"
 	"strings"
 	"testing"
@@ -286,14 +283,6 @@ func TestGoesOnAfterCuts(t *testing.T) {
 	r.stop()
 	etcdtest.Fill(t, client, 20_000)
 	proxy.inject(cutAfter(4_000_000))
-	r.cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	done := make(chan bool)
-	defer close(done)
-	go func() { n:=0;  last:=int64(0); for { select { case <-done: return; case <-time.After(time.Second):
-		if a:=r.store.Applied(); a==last { n++ } else {n=0;last=a}
-		if n==25 { pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
-		etcd.Debug(r.up, os.Stderr) }
-	 } } }()
 	r.start()
 	r.until("some cuts", func() bool { return len(r.heard.view().lost) >= 3 })
 	proxy.heal()
