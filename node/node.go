@@ -247,7 +247,7 @@ func (n *Node) Run(ctx context.Context) error {
 	if ctx.Err() != nil {
 		err = nil // told to stop
 	}
-	log.Info("node stopped", "rev", n.store.Applied(), "err", err)
+	log.Info("node stopped", "rev", n.store.Applied())
 	return err
 }
 

@@ -2,12 +2,14 @@ package promote_test
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,16 +26,25 @@ const (
 )
 
 func runChild(dir string) int {
+	end := func() { os.Exit(3) }
+	if os.Getenv(childPowerEnv) != "" {
+		end = func() { cutPower(dir) }
+	}
+	after, _ := time.ParseDuration(os.Getenv(childAfterEnv))
 	promote.OnStep(func(s string) {
 		fmt.Println(s)
-		if s == os.Getenv(childStepEnv) {
-			os.Exit(3)
+		switch {
+		case s != os.Getenv(childStepEnv):
+		case after > 0:
+			time.AfterFunc(after, end) // ends the process, or the process ends first
+		default:
+			end()
 		}
 	})
 	cfg := config(dir)
 	cfg.BumpRevision, _ = strconv.ParseInt(os.Getenv(childBumpEnv), 10, 64)
 	fmt.Println("start")
-	if _, err := promote.Promote(contextOfChild(), cfg); err != nil {
+	if _, err := promote.Promote(context.Background(), cfg); err != nil {
 		fmt.Println("error:", err)
 		return 1
 	}
@@ -133,7 +144,7 @@ func TestEndsAtEachStep(t *testing.T) {
 
 // Killed with -9 at 50 random moments.
 func TestKilled(t *testing.T) {
-	const rounds = 50
+	const kills = 50
 	_, replica, want := replicaOf(t, 3000)
 	seed := rand.Uint64()
 	if s := os.Getenv("HELIO_TEST_SEED"); s != "" {
@@ -145,49 +156,59 @@ func TestKilled(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 
-	took := time.Duration(0) // of a promotion that nobody kills
-	killed, promoted := 0, 0
-	for round := range rounds {
+	var mirrors, promoted int
+	for round := 0; mirrors+promoted < kills; round++ {
+		if round == 10*kills {
+			t.Fatalf("too little happened: %d of %d were killed", mirrors+promoted, round)
+		}
 		dir := filepath.Join(t.TempDir(), "data")
 		copyTree(t, replica, dir)
 		want.bump = int64(round%2) * 1000
-		cmd := child(dir, fmt.Sprintf("%s=%d", childBumpEnv, want.bump))
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(out)
-		if !lines.Scan() || lines.Text() != "start" {
-			t.Fatalf("child said %q", lines.Text())
-		}
-		began := time.Now()
-		var timer *time.Timer
-		if round > 0 {
-			timer = time.AfterFunc(time.Duration(rnd.Int64N(int64(took)*5/4)), func() { cmd.Process.Kill() })
-		}
-		for lines.Scan() {
-		}
-		err = cmd.Wait()
-		if round == 0 {
-			took = time.Since(began)
-			if err != nil {
-				t.Fatal(err)
-			}
-		} else if timer.Stop(); err != nil {
-			killed++
+		// So long after that line; the longest step takes about that long.
+		line, after := rnd.IntN(len(promote.Steps)), time.Duration(rnd.Int64N(int64(20*time.Millisecond)))
+		if !killAt(t, dir, want.bump, line, after) {
+			continue // it was done before
 		}
 		if want.check(t, dir) {
 			promoted++
+		} else {
+			mirrors++
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("a promotion takes %v; %d of %d were killed, %d are promoted", took, killed, rounds, promoted)
-	if killed < rounds/4 || promoted == rounds || promoted < 2 {
-		t.Errorf("too little happened: %d of %d killed, %d promoted", killed, rounds, promoted)
+	t.Logf("%d kills left %d mirrors and %d promoted nodes", kills, mirrors, promoted)
+	if mirrors < kills/10 || promoted < kills/10 {
+		t.Errorf("%d kills left %d mirrors and %d promoted nodes: too few of one", kills, mirrors, promoted)
 	}
+}
+
+// killAt kills a child so long after it has printed that line. It reports false if
+// the child was done before.
+func killAt(t *testing.T, dir string, bump int64, line int, after time.Duration) bool {
+	t.Helper()
+	cmd := child(dir, fmt.Sprintf("%s=%d", childBumpEnv, bump))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	var timer *time.Timer
+	for n := 0; lines.Scan(); n++ {
+		if strings.HasPrefix(lines.Text(), "error") {
+			t.Errorf("the child said %q", lines.Text())
+		}
+		if n == line {
+			timer = time.AfterFunc(after, func() { cmd.Process.Kill() })
+		}
+	}
+	err = cmd.Wait()
+	if timer != nil {
+		timer.Stop()
+	}
+	return err != nil
 }

@@ -89,6 +89,9 @@ type export struct {
 }
 
 func (e *export) run(ctx context.Context) (Fork, error) {
+	if err := checkFree(e.cfg.Dir, e.snap.Size()+minFree); err != nil {
+		return Fork{}, err
+	}
 	lg := zaplog.New(e.cfg.Log)
 	m, err := newMember(lg, e.cfg.Name, e.cfg.PeerURLs, e.cfg.Token)
 	if err != nil {
@@ -138,9 +141,6 @@ func (e *export) run(ctx context.Context) (Fork, error) {
 
 // copy writes the snapshot to path and checks its SHA-256.
 func (e *export) copy(ctx context.Context, path string) (err error) {
-	if err := checkFree(e.cfg.Dir, e.snap.Size()+minFree); err != nil {
-		return err
-	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err

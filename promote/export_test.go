@@ -7,3 +7,6 @@ var Steps = []string{
 
 // OnStep makes f hear of every step that is reached.
 func OnStep(f func(string)) { reached = func(s step) { f(string(s)) } }
+
+// KeyAndLease is the decoder of records.
+var KeyAndLease = keyAndLease

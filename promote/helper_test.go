@@ -2,9 +2,7 @@ package promote_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -303,14 +301,3 @@ func tree(tb testing.TB, dir string) string {
 	}
 	return out.String()
 }
-
-func readAll(tb testing.TB, r io.Reader) string {
-	tb.Helper()
-	b, err := io.ReadAll(r)
-	if err != nil && !errors.Is(err, os.ErrClosed) {
-		tb.Fatal(err)
-	}
-	return string(b)
-}
-
-func contextOfChild() context.Context { return context.Background() }

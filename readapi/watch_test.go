@@ -150,36 +150,6 @@ func TestProgress(t *testing.T) {
 	}
 }
 
-func TestProgressSpeaksForNoWatchThatIsNotThere(t *testing.T) {
-	// Progress is asked for and a watch of the past opened right after it,
-	// on one stream: revision N must not be announced before that watch has
-	// had what lies before N.
-	r := newReplica(t)
-	for range 50 {
-		r.put("a", "1")
-	}
-	srv := serve(t, r)
-	for range 15 {
-		w := watchOn(t, call(t), srv)
-		send(t, w, &pb.WatchCreateRequest{Key: []byte("b"), WatchId: 1})
-		for range 5 {
-			sendProgress(t, w)
-		}
-		send(t, w, &pb.WatchCreateRequest{Key: []byte("a"), StartRevision: 1, WatchId: 2})
-		created, seen := false, int64(0)
-		for seen < r.Applied() {
-			got := recv(t, w)
-			created = created || got.Created && got.WatchId == 2
-			if got.WatchId == clientv3.InvalidWatchID && created {
-				t.Fatalf("progress %d announced after %d", got.Header.Revision, seen)
-			}
-			for _, ev := range got.Events {
-				seen = ev.Kv.ModRevision
-			}
-		}
-	}
-}
-
 func TestFragmentsMakeUpARevision(t *testing.T) {
 	r := newReplica(t)
 	const keys = 100

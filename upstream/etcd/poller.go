@@ -20,13 +20,14 @@ type poller struct {
 
 	head  atomic.Int64 // the newest revision that was heard of
 	floor atomic.Int64 // the last known compaction revision
-	moved atomic.Bool  // etcd was compacted beyond floor
+	stale atomic.Int64 // a floor that etcd was found compacted beyond; -1 if none
 }
 
 func newPoller(u *Upstream, c *connection) *poller {
 	p := &poller{u: u, c: c, wake: make(chan struct{}, 1)}
 	p.head.Store(c.head)
 	p.floor.Store(u.compacted)
+	p.stale.Store(-1)
 	return p
 }
 
@@ -49,9 +50,10 @@ func (p *poller) run(ctx context.Context) error {
 
 func (p *poller) once(ctx context.Context) error {
 	applied := p.u.cfg.Replica.Applied()
-	head, err := p.c.revision(ctx, max(p.floor.Load(), 1))
+	floor := p.floor.Load()
+	head, err := p.c.revision(ctx, max(floor, 1))
 	if errors.Is(err, rpctypes.ErrCompacted) {
-		p.moved.Store(true)
+		p.stale.Store(floor)
 		p.notify()
 		head, err = p.c.revision(ctx, 0)
 	}
@@ -84,13 +86,16 @@ func (p *poller) hear(rev int64) {
 	}
 }
 
-// compacted reports whether the compaction revision is to be asked for.
-func (p *poller) compacted() bool { return p.moved.Load() }
+// compacted reports whether the compaction revision is to be asked for. What a
+// poll found of a floor that has been learned anew meanwhile does not count: the
+// question would be a watcher that is never cancelled, and no other is asked
+// while it is open.
+func (p *poller) compacted() bool { return p.stale.Load() == p.floor.Load() }
 
 // learned tells what it is.
 func (p *poller) learned(rev int64) {
 	p.floor.Store(rev)
-	p.moved.Store(false)
+	p.stale.Store(-1)
 }
 
 func (p *poller) notify() {

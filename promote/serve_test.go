@@ -1,0 +1,96 @@
+package promote_test
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+
+	"github.com/heliograph/heliograph/internal/etcdtest"
+	"github.com/heliograph/heliograph/promote"
+)
+
+// Serve runs until its context ends, over TLS if told so, and can be run again.
+func TestServe(t *testing.T) {
+	source := etcdtest.Start(t, etcdtest.Options{TLS: true}) // for its certificates
+	ca, cert, key := source.TLSFiles()
+	dir := t.TempDir()
+	rev := fillReplica(t, dir, 100, 8, false)
+	cfg := config(dir)
+	cfg.PeerURLs = localURLs(t, 1)
+	rec := mustPromote(t, cfg)
+	url := strings.Replace(localURLs(t, 1)[0], "http", "https", 1)
+	for i := range int64(2) {
+		ctx, cancel := context.WithCancel(t.Context())
+		err := promote.Serve(ctx, promote.ServeConfig{
+			DataDir: promote.EtcdDir(dir, database), Name: rec.Name, ClientURLs: []string{url}, PeerURLs: rec.PeerURLs,
+			ClientTLS: transport.TLSInfo{CertFile: cert, KeyFile: key, TrustedCAFile: ca, ClientCertAuth: true},
+		}, func(*embed.Etcd) {
+			defer cancel()
+			c, err := clientv3.New(clientv3.Config{Endpoints: []string{url}, TLS: source.TLS(), DialTimeout: patience, Logger: zap.NewNop()})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			if got := put(t, c, "new", "1"); got != rev+1+i {
+				t.Errorf("write has revision %d, want %d", got, rev+1+i)
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestServeRefuses(t *testing.T) {
+	dir := t.TempDir()
+	fillReplica(t, dir, 100, 8, false)
+	cfg := config(dir)
+	cfg.PeerURLs = localURLs(t, 1)
+	rec := mustPromote(t, cfg)
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for name, test := range map[string]struct {
+		change func(*promote.ServeConfig)
+		want   string
+	}{
+		// An etcd without data would begin an empty cluster.
+		"no data":        {func(c *promote.ServeConfig) { c.DataDir = t.TempDir() }, "is missing"},
+		"no name":        {func(c *promote.ServeConfig) { c.Name = "" }, "Name"},
+		"no clients":     {func(c *promote.ServeConfig) { c.ClientURLs = nil }, "ClientURLs"},
+		"bad peers":      {func(c *promote.ServeConfig) { c.PeerURLs = []string{"x"} }, "PeerURLs"},
+		"bad advertise":  {func(c *promote.ServeConfig) { c.AdvertiseURLs = []string{} }, "AdvertiseURLs"},
+		"negative quota": {func(c *promote.ServeConfig) { c.QuotaBytes = -1 }, "QuotaBytes"},
+		"port is taken":  {func(c *promote.ServeConfig) { c.ClientURLs = []string{"http://" + taken.Addr().String()} }, "in use"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sc := promote.ServeConfig{DataDir: promote.EtcdDir(dir, database), Name: rec.Name, ClientURLs: localURLs(t, 1), PeerURLs: rec.PeerURLs}
+			test.change(&sc)
+			e, err := promote.Start(t.Context(), sc)
+			if err == nil {
+				e.Close()
+			}
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+	// A promoted node whose etcd was removed does not become a mirror again.
+	if err := os.Rename(promote.EtcdDir(dir, database), filepath.Join(t.TempDir(), "away")); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := promote.Recover(dir, nil); err == nil || !strings.Contains(err.Error(), "its etcd is gone") {
+		t.Errorf("Recover: %v", err)
+	}
+}
