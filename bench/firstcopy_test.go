@@ -71,6 +71,9 @@ func firstCopy(c *cell, r *replica, revision int64) time.Duration {
 	return time.Since(start)
 }
 
+// fillKey is the i-th key of fill.
+func fillKey(i int) string { return fmt.Sprintf("/registry/pods/default/%08d", i) }
+
 // fill puts that many keys, one per revision, with values that do not compress,
 // and returns etcd's revision.
 func fill(c *cell, client *clientv3.Client, keys int) int64 {
@@ -86,7 +89,7 @@ func fill(c *cell, client *clientv3.Client, keys int) int64 {
 				if _, err := rng.Read(value); err != nil {
 					return err
 				}
-				if _, err := client.Put(ctx, fmt.Sprintf("/registry/pods/default/%08d", i), string(value)); err != nil {
+				if _, err := client.Put(ctx, fillKey(i), string(value)); err != nil {
 					return err
 				}
 			}

@@ -22,7 +22,7 @@ const (
 
 // options are the sizes that the environment sets.
 type options struct {
-	keys   int           // BENCH_KEYS: keys of the first copy; 200,000
+	keys   int           // BENCH_KEYS: keys of the first copy and of the reads; 200,000
 	window time.Duration // BENCH_SECONDS: length of a measurement under load; 10
 	rounds int           // BENCH_ROUNDS: 3
 	// BENCH_FSYNC: 1 lets every etcd wait for its disk. By default none does:

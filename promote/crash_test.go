@@ -144,17 +144,12 @@ func TestEndsAtEachStep(t *testing.T) {
 
 // Killed with -9 at 50 random moments.
 func TestKilled(t *testing.T) {
-	const kills = 50
-	_, replica, want := replicaOf(t, 3000)
-	seed := rand.Uint64()
-	if s := os.Getenv("HELIO_TEST_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
+	kills := 50
+	if testing.Short() {
+		kills = 15
 	}
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 0))
+	_, replica, want := replicaOf(t, 3000)
+	rnd := seeded(t)
 
 	var mirrors, promoted int
 	for round := 0; mirrors+promoted < kills; round++ {
@@ -211,4 +206,19 @@ func killAt(t *testing.T, dir string, bump int64, line int, after time.Duration)
 		timer.Stop()
 	}
 	return err != nil
+}
+
+// seeded returns the choices of a run, logs their seed, and takes it from
+// HELIO_TEST_SEED.
+func seeded(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := rand.Uint64()
+	if s := os.Getenv("HELIO_TEST_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("seed %d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
 }

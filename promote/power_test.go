@@ -2,7 +2,6 @@ package promote_test
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -102,9 +101,7 @@ func (d *disk) promoteAndCut(step string, after time.Duration, bump int64) bool 
 func TestPowerLoss(t *testing.T) {
 	_, replica, want := replicaOf(t, 500)
 	d := newDisk(t)
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 0))
+	rnd := seeded(t)
 
 	type cut struct {
 		step  string
@@ -114,7 +111,11 @@ func TestPowerLoss(t *testing.T) {
 	for _, step := range promote.Steps {
 		cuts = append(cuts, cut{step: step})
 	}
-	for range 20 {
+	random := 20
+	if testing.Short() {
+		random = 4
+	}
+	for range random {
 		cuts = append(cuts, cut{promote.Steps[rnd.IntN(4)], time.Duration(1 + rnd.Int64N(int64(10*time.Millisecond)))})
 	}
 	mirrors, promoted := 0, 0

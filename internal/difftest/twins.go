@@ -104,6 +104,9 @@ func (n *tally) note(err error) {
 
 func (n *tally) require(tb testing.TB, least tally) {
 	tb.Helper()
+	if testing.Short() { // rapid makes a fifth of the checks then
+		least = tally{answered: least.answered / 5, compacted: least.compacted / 5, future: least.future / 5}
+	}
 	tb.Logf("answers compared: %+v", *n)
 	if n.answered < least.answered || n.compacted < least.compacted || n.future < least.future {
 		tb.Errorf("answers compared: %+v, want at least %+v", *n, least)

@@ -2,6 +2,7 @@ package difftest
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
@@ -134,13 +136,22 @@ func (tw *Twins) CheckWatch(t *testing.T) {
 		reqs := rapid.SliceOfN(tw.someWatch(), 1, 20).Draw(rt, "watches")
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
-		e, err := watchAll(ctx, tw.Etcd, reqs, tw.Rev)
-		if err != nil {
-			rt.Fatalf("etcd: %v", err)
-		}
-		m, err := watchAll(ctx, tw.Mirror, reqs, tw.Rev)
-		if err != nil {
-			rt.Fatalf("mirror: %v", err)
+		var g errgroup.Group
+		var e, m *told
+		g.Go(func() (err error) {
+			if e, err = watchAll(ctx, tw.Etcd, reqs, tw.Rev); err != nil {
+				return fmt.Errorf("etcd: %w", err)
+			}
+			return nil
+		})
+		g.Go(func() (err error) {
+			if m, err = watchAll(ctx, tw.Mirror, reqs, tw.Rev); err != nil {
+				return fmt.Errorf("mirror: %w", err)
+			}
+			return nil
+		})
+		if err := g.Wait(); err != nil {
+			rt.Fatal(err)
 		}
 		if !slices.EqualFunc(e.created, m.created, func(a, b *pb.WatchResponse) bool { return proto.Equal(a, b) }) {
 			rt.Fatalf("created:\netcd:   %v\nmirror: %v", e.created, m.created)
