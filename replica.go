@@ -3,7 +3,8 @@ package heliograph
 import "io"
 
 // Replica is where an upstream delivers what it follows. One goroutine at a
-// time calls Apply, Compact and ReceiveSnapshot; the rest may be called by any.
+// time calls Apply, Compact and ReceiveSnapshot; the rest may be called by any,
+// unless it says otherwise.
 type Replica interface {
 	// Origin returns where the replica's bytes come from; zero before the
 	// first snapshot.
@@ -30,6 +31,19 @@ type Replica interface {
 	// ReceiveSnapshot begins to receive a snapshot of total bytes (0: not
 	// known). It replaces what the replica holds only at Commit.
 	ReceiveSnapshot(total int64) (SnapshotReceiver, error)
+
+	// ApplyLeases takes a change of the origin's leases: granted TTLs of those
+	// that are there, ids of those that are not. A lease that keys are
+	// attached to stays until they have gone, which records tell. It is
+	// visible on return and durable later. It may run beside Apply, but not
+	// beside itself. Before the first snapshot the error is ErrNotReady, and
+	// what was told is lost. The change is not retained.
+	ApplyLeases(c LeaseChange) error
+	// SetAuth says whether the origin has access control on, and at which
+	// revision of its users and roles. It counts at once, also before the
+	// first snapshot, and is durable on return if anything is. It may run
+	// beside Apply, but not beside itself.
+	SetAuth(enabled bool, revision uint64) error
 }
 
 // SnapshotReceiver takes one snapshot, in order. Exactly one of Commit and

@@ -86,6 +86,9 @@ type Status struct {
 	Origin   string     `json:"origin"` // Origin.String; "" before the first snapshot
 	Upstream string     `json:"upstream"`
 	Mode     Mode       `json:"mode"`
+	// Reads says whom the node lets read: "anyone", "client-certificate", or
+	// "refused: " and why; "" if it serves no etcd clients.
+	Reads string `json:"reads"`
 
 	Status State  `json:"status"`
 	Why    string `json:"why"` // empty only when following
@@ -107,6 +110,10 @@ type Status struct {
 	// none; what could not be checked does not count.
 	LastVerifiedRevision int64     `json:"last_verified_revision"`
 	LastVerifiedAt       time.Time `json:"last_verified_at,omitzero"`
+	// The last verification, however it ended; empty if there was none.
+	LastVerifyResult VerifyResult `json:"last_verify_result"`
+	LastVerifyWhy    string       `json:"last_verify_why"` // empty if it proved equality
+	LastVerifyAt     time.Time    `json:"last_verify_at,omitzero"`
 
 	Downstreams []Downstream `json:"downstreams"`
 }

@@ -27,10 +27,15 @@ type Config struct {
 	ListenAdmin      string   // host:port (TCP) for status and metrics; empty: the unix socket only
 	AdvertiseClients []string // URLs that etcd clients reach this node at; zero means ListenClients
 
-	Credentials *certs.Credentials
-	Allow       []string        // names of mirrors that may follow; empty: any with a certificate
-	Mode        heliograph.Mode // zero means async
-	History     time.Duration   // how much longer than the upstream to keep compacted history
+	Reads     Reads           // whom to let read
+	ClientTLS *certs.Listener // TLS for etcd clients; nil: clear text
+
+	Credentials    *certs.Credentials
+	Allow          []string        // names of mirrors that may follow; empty: any with a certificate
+	Mode           heliograph.Mode // zero means async
+	History        time.Duration   // how much longer than the upstream to keep compacted history
+	OnDivergence   OnDivergence    // zero means Stop
+	VerifyInterval time.Duration   // between verifications; zero: only when asked
 
 	Log *slog.Logger // nil discards
 }
@@ -78,6 +83,18 @@ func (c *Config) resolve() error {
 	}
 	if c.History < 0 {
 		return fmt.Errorf("history %s: want a positive duration, or 0 to follow the upstream's compactions", c.History)
+	}
+	if err := c.checkReads(); err != nil {
+		return err
+	}
+	if c.OnDivergence == "" {
+		c.OnDivergence = Stop
+	}
+	if _, err := ParseOnDivergence(string(c.OnDivergence)); err != nil {
+		return fmt.Errorf("on divergence: %w", err)
+	}
+	if c.VerifyInterval < 0 {
+		return fmt.Errorf("verify interval %s: want a positive duration, or 0 to verify only when asked", c.VerifyInterval)
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -1,6 +1,8 @@
 package node
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/heliograph/heliograph"
@@ -23,6 +25,8 @@ var (
 	descStaleness  = desc("staleness_seconds", "How old what readers see may be; -1 if it was never up to date.")
 	descDone       = desc("bootstrap_bytes", "Bytes received of the snapshot in progress.")
 	descTotal      = desc("bootstrap_total_bytes", "Size of the snapshot in progress; 0 if not known.")
+	descVerified   = desc("verified_revision", "Revision of the last verification that proved equality; 0 if there was none.")
+	descVerifyAge  = desc("verified_age_seconds", "How long ago the last verification proved equality; -1 if none ever did.")
 	descDownstream = desc("downstream_lag_seconds", "How long the oldest revision that a mirror has not applied has been on its way.", "mirror")
 )
 
@@ -33,7 +37,7 @@ type statusCollector struct{ node *Node }
 func (c statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descState, descApplied, descDurable, descHead, descCompact, descBehind,
-		descLag, descStaleness, descDone, descTotal, descDownstream,
+		descLag, descStaleness, descDone, descTotal, descVerified, descVerifyAge, descDownstream,
 	} {
 		ch <- d
 	}
@@ -62,6 +66,12 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descStaleness, max(-1, float64(s.StalenessMS)/1000))
 		gauge(descDone, float64(s.BytesDone))
 		gauge(descTotal, float64(s.BytesTotal))
+		gauge(descVerified, float64(s.LastVerifiedRevision))
+		age := -1.0
+		if !s.LastVerifiedAt.IsZero() {
+			age = time.Since(s.LastVerifiedAt).Seconds()
+		}
+		gauge(descVerifyAge, age)
 		seen := make(map[string]bool)
 		for _, d := range s.Downstreams {
 			// Two connections of one mirror overlap while it reconnects.
@@ -71,4 +81,19 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 			}
 		}
 	}
+}
+
+// newCounters registers what the node itself counts.
+func newCounters(reg prometheus.Registerer) (verifications *prometheus.CounterVec, resynced prometheus.Counter) {
+	verifications = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "heliograph_verifications_total", Help: "Verifications, by result: what could not be done is unknown.",
+	}, []string{"result"})
+	for _, r := range []heliograph.VerifyResult{heliograph.VerifyEqual, heliograph.VerifyUnequal, heliograph.VerifyUnknown} {
+		verifications.WithLabelValues(string(r))
+	}
+	resynced = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "heliograph_resyncs_total", Help: "Times that the replica was dropped to bootstrap anew.",
+	})
+	reg.MustRegister(verifications, resynced)
+	return verifications, resynced
 }

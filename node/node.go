@@ -47,6 +47,12 @@ type Node struct {
 	source   *source.Server  // nil without Listen
 	readapi  *readapi.Server // nil without ListenClients
 	registry *prometheus.Registry
+	verifier *verifier
+
+	verifications *prometheus.CounterVec // by result
+	resynced      prometheus.Counter
+	unequal       chan *heliograph.DivergedError // capacity 1: what a verification has found
+	resyncs       chan resync
 
 	mirrors net.PacketConn // for source
 	clients net.Listener   // for readapi
@@ -62,7 +68,8 @@ func Open(cfg Config) (_ *Node, err error) {
 	if err := cfg.resolve(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, registry: prometheus.NewRegistry()}
+	n := &Node{cfg: cfg, registry: prometheus.NewRegistry(), unequal: make(chan *heliograph.DivergedError, 1), resyncs: make(chan resync)}
+	n.verifications, n.resynced = newCounters(n.registry)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -71,6 +78,11 @@ func Open(cfg Config) (_ *Node, err error) {
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if cfg.Credentials != nil {
 		if err = n.registry.Register(cfg.Credentials); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.ClientTLS != nil {
+		if err = n.registry.Register(cfg.ClientTLS); err != nil {
 			return nil, err
 		}
 	}
@@ -114,6 +126,7 @@ func (n *Node) buildUpstream() error {
 			return err
 		}
 		n.upstream, n.version = up, up.Version
+		n.verifier = newVerifier(n, func(ctx context.Context) (heliograph.Verification, bool) { return n.verifyEtcd(ctx, up) })
 		n.path = func() []string { return nil }
 		return nil
 	}
@@ -128,6 +141,7 @@ func (n *Node) buildUpstream() error {
 		return err
 	}
 	n.upstream, n.path = up, up.Path
+	n.verifier = newVerifier(n, func(ctx context.Context) (heliograph.Verification, bool) { return n.verifyChain(ctx, up) })
 	return nil
 }
 
@@ -138,7 +152,8 @@ func (n *Node) buildSource() (err error) {
 	n.source, err = source.New(source.Config{
 		Cluster: n.cfg.Cluster, Database: n.cfg.Database, NodeID: n.dir.id.NodeID,
 		Replica: n.store, Upstream: n.upstreamView, ReadIndex: n.upstream.ReadIndex,
-		TLS: n.cfg.Credentials.ServerTLS(wire.ALPN), Identify: n.cfg.Credentials.PeerIdentity,
+		Verify: func(ctx context.Context) heliograph.Verification { return n.verifier.ask(ctx, true) },
+		TLS:    n.cfg.Credentials.ServerTLS(wire.ALPN), Identify: n.cfg.Credentials.PeerIdentity,
 		Allow: n.cfg.Allow, Log: n.cfg.Log.With("part", "source"), Metrics: n.registry,
 	})
 	return err
@@ -150,11 +165,20 @@ func (n *Node) buildReadAPI() (err error) {
 	}
 	advertise := n.cfg.AdvertiseClients
 	if len(advertise) == 0 {
-		advertise = []string{"http://" + n.clients.Addr().String()}
+		scheme := "http://"
+		if n.cfg.ClientTLS != nil {
+			scheme = "https://"
+		}
+		advertise = []string{scheme + n.clients.Addr().String()}
+	}
+	var conf *tls.Config
+	if n.cfg.ClientTLS != nil {
+		conf = n.cfg.ClientTLS.TLS()
 	}
 	n.readapi, err = readapi.New(readapi.Config{
 		Replica: readReplica{n.store}, ReadIndex: n.upstream.ReadIndex,
 		UpstreamAlive: n.upstreamAlive, Staleness: n.staleness, Source: n.sourcePhrase, Version: n.version,
+		AuthStatus: n.authStatus, Admit: n.admit, TLS: conf,
 		MemberName: string(n.cfg.Cluster) + "-" + n.dir.id.NodeID, AdvertiseClients: advertise,
 		Log: n.cfg.Log.With("part", "clients"), Metrics: n.registry,
 	})
@@ -231,11 +255,16 @@ func (n *Node) Run(ctx context.Context) error {
 		"node", n.dir.id.NodeID, "rev", n.store.Applied())
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return part(gctx, "upstream", n.follow(gctx)) })
+	g.Go(func() error { n.verifier.run(gctx); return nil })
 	if n.source != nil {
 		g.Go(func() error { return part(gctx, "source", n.source.Serve(gctx, n.mirrors)) })
 	}
 	if n.readapi != nil {
 		g.Go(func() error { return part(gctx, "clients", n.readapi.Serve(gctx, n.clients)) })
+		g.Go(func() error { return n.sayReads(gctx) })
+	}
+	if n.cfg.ClientTLS != nil {
+		g.Go(func() error { return part(gctx, "certificates for clients", n.cfg.ClientTLS.Run(gctx)) })
 	}
 	if n.cfg.Credentials != nil {
 		g.Go(func() error { return part(gctx, "certificates", n.cfg.Credentials.Run(gctx)) })
@@ -254,24 +283,10 @@ func (n *Node) Run(ctx context.Context) error {
 // part says which part of the node an error is of. What a part returns because
 // it was told to stop is no error.
 func part(ctx context.Context, name string, err error) error {
-	if err == nil || ctx.Err() != nil {
-		return nil
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
-	return fmt.Errorf("%s: %w", name, err)
-}
-
-// follow runs the upstream. A divergence ends following, not the node: its
-// status has to be read, and its data may be all that is left.
-func (n *Node) follow(ctx context.Context) error {
-	err := n.upstream.Run(ctx)
-	var diverged *heliograph.DivergedError
-	if errors.As(err, &diverged) {
-		n.tracker.Diverged(err)
-		n.cfg.Log.Error("diverged: following has stopped", "rev", n.store.Applied(), "err", err)
-		<-ctx.Done()
-		return nil
-	}
-	return err
+	return nil
 }
 
 // Close closes what Open opened. It is called after Run has returned; a second
@@ -340,7 +355,7 @@ func (n *Node) Status() []heliograph.Status {
 	v := n.tracker.View()
 	s := heliograph.Status{
 		Name: n.cfg.Database, Cluster: n.cfg.Cluster, Role: n.cfg.role(), Node: n.dir.id.NodeID,
-		Upstream: n.upstreamName(), Mode: n.cfg.Mode,
+		Upstream: n.upstreamName(), Mode: n.cfg.Mode, Reads: n.readsNow(),
 		Status: v.State, Why: v.Why, BytesDone: v.Done, BytesTotal: v.Total,
 		AppliedRevision: n.store.Applied(), DurableRevision: n.store.Durable(), CompactRevision: n.store.Compacted(),
 		LagMS: v.Lag.Milliseconds(), StalenessMS: millis(v.Staleness), ETAMS: millis(v.ETA),
@@ -349,6 +364,9 @@ func (n *Node) Status() []heliograph.Status {
 	if o := n.store.Origin(); !o.IsZero() {
 		s.Origin = o.String()
 	}
+	last, good := n.verifier.results()
+	s.LastVerifyResult, s.LastVerifyWhy, s.LastVerifyAt = last.Result, last.Why, last.At
+	s.LastVerifiedRevision, s.LastVerifiedAt = good.Revision, good.At
 	s.HeadRevision = max(v.Head, s.AppliedRevision)
 	s.BehindRevisions = s.HeadRevision - s.AppliedRevision
 	if n.source != nil {

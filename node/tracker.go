@@ -203,6 +203,17 @@ func (t *Tracker) Diverged(err error) {
 	t.diverged, t.connected, t.bootstrapping = err, false, false
 }
 
+// Reset begins anew: the replica holds nothing any more.
+func (t *Tracker) Reset() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.lost, t.diverged, t.connected = nil, nil, false
+	t.bootstrapping, t.done, t.total = false, 0, 0
+	t.applied, t.head, t.compacted, t.goal = 0, 0, 0, 0
+	t.marks, t.caughtUp = nil, false
+	t.freshAt, t.rate = time.Time{}, rate{}
+}
+
 // lagLocked is how long the oldest known revision has been waiting.
 func (t *Tracker) lagLocked(now time.Time) time.Duration {
 	if len(t.marks) == 0 {

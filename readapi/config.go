@@ -38,8 +38,11 @@ type Config struct {
 	// whether it is on, and its revision. Nil: off, at revision 1.
 	AuthStatus func() (enabled bool, revision uint64)
 	// Admit decides whether a caller may use the API at all (health checks
-	// excepted), before the request is looked at. Its error reaches the
-	// caller as PermissionDenied. Nil: everyone.
+	// excepted), before the request is looked at, and again every
+	// LeaderInterval while a stream of the caller's is open. It does not
+	// block. Its error reaches the caller as PermissionDenied, or as
+	// Unavailable if it wraps [ErrUndecided]. See [ClientCertificate]. Nil:
+	// everyone.
 	Admit func(ctx context.Context) error
 
 	MemberName       string   // this node; its etcd member id is derived from it
@@ -58,7 +61,9 @@ type Config struct {
 	StallTimeout      time.Duration // for which a client may take nothing of a snapshot; zero means 1m
 	StopTimeout       time.Duration // for calls under way when Serve's context ends; zero means 2s
 
-	TLS     *tls.Config           // nil: clear text
+	// TLS is for a server; which protocols are offered is not its matter. Nil:
+	// clear text.
+	TLS     *tls.Config
 	Log     *slog.Logger          // nil discards
 	Metrics prometheus.Registerer // nil: none registered
 }

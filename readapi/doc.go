@@ -35,6 +35,13 @@
 // watches that did are cancelled, with etcd's no-leader error while the source
 // is out of reach ([Config.UpstreamAlive]).
 //
+// # Who may call
+//
+// [Config.Admit] decides for every call, and again every second for streams that
+// are open. The same port answers /health and /version to anyone, as etcd does;
+// over TLS, gRPC is told from plain HTTP when a connection begins and keeps its
+// own transport.
+//
 // # Errors
 //
 // Errors are plain Go errors inside the package and become statuses once, in

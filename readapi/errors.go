@@ -35,7 +35,9 @@ var translations = []struct{ is, becomes error }{
 	{heliograph.ErrNotReady, status.Error(codes.Unavailable, "this mirror holds no data yet: bootstrapping")},
 	{heliograph.ErrClosed, rpctypes.ErrGRPCStopped},
 	{errStopping, rpctypes.ErrGRPCStopped},
-	{errReplaced, status.Error(codes.Unavailable, "this mirror's contents have been replaced: watch again")},
+	// Not Unavailable: a client would resume its watches by itself, at revisions
+	// of a history that may be another. It has to read anew, as after a compaction.
+	{errReplaced, rpctypes.ErrGRPCCompacted},
 }
 
 // translate returns the status error that a client is to see for err.

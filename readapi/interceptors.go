@@ -2,14 +2,11 @@ package readapi
 
 import (
 	"context"
-	"strings"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
@@ -34,6 +31,9 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 		ctx, st := s.streams.begin(ss.Context())
 		st.endless = info.FullMethod == pb.Watch_Watch_FullMethodName || info.FullMethod == healthpb.Health_Watch_FullMethodName
 		st.needsLeader = needsLeader(ctx)
+		if !open(info.FullMethod) {
+			st.admitted = ctx
+		}
 		s.streams.add(st)
 		err = handler(srv, &endableStream{ss, ctx})
 		s.streams.remove(st)
@@ -45,20 +45,6 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	err = translate(err)
 	s.metrics.called(info.FullMethod, err)
 	return err
-}
-
-// admit decides whether a call is let in.
-func (s *Server) admit(ctx context.Context, method string) error {
-	if strings.HasPrefix(method, "/grpc.health.v1.Health/") {
-		return nil
-	}
-	if err := s.cfg.Admit(ctx); err != nil {
-		return status.Error(codes.PermissionDenied, err.Error())
-	}
-	if needsLeader(ctx) && s.cfg.UpstreamAlive() != nil {
-		return rpctypes.ErrGRPCNoLeader
-	}
-	return nil
 }
 
 // needsLeader reports whether a client wants to hear of a lost source.

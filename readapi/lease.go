@@ -15,8 +15,9 @@ type leaseServer struct {
 	*Server
 }
 
-// LeaseTimeToLive implements [pb.LeaseServer]. TTL is the granted one; an
-// unknown lease has the TTL -1, as in etcd. The keys are sorted.
+// LeaseTimeToLive implements [pb.LeaseServer]. TTL is the granted one, since only
+// the source knows what is left of it; an unknown lease has the TTL -1, as in
+// etcd. The keys are sorted.
 func (s *leaseServer) LeaseTimeToLive(_ context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
 	if _, err := s.cfg.Replica.KV(); err != nil {
 		return nil, err

@@ -15,8 +15,9 @@ import (
 // look.
 const leaderless = 3
 
-// monitor ends the watches that have lost what they follow, and keeps the
-// gRPC health status true: serving as soon as there is data.
+// monitor ends the watches that have lost what they follow, and the streams of
+// those who are admitted no longer, and keeps the gRPC health status true: serving
+// as soon as there is data.
 func (s *Server) monitor(ctx context.Context) {
 	tick := time.NewTicker(s.cfg.LeaderInterval)
 	defer tick.Stop()
@@ -43,6 +44,9 @@ func (s *Server) monitor(ctx context.Context) {
 		select {
 		case <-changed:
 		case <-tick.C:
+			if n := s.streams.recheck(s.permit); n > 0 {
+				s.cfg.Log.Warn("callers are admitted no longer, streams ended", "streams", n)
+			}
 			if err := s.cfg.UpstreamAlive(); err == nil {
 				failures = 0
 			} else if failures++; failures >= leaderless {

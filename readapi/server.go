@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -82,17 +82,23 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	s.base = base
 	g := s.register()
 
+	doors := newSplitter(newConnLimit(lis, s.cfg.MaxConnections, s.metrics), s.cfg.TLS)
+	web := s.webServer()
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	var background sync.WaitGroup
 	background.Go(func() { s.monitor(running) })
+	background.Go(doors.run)
+	background.Go(func() { _ = web.Serve(doors.http) }) // its error is that of doors.grpc
 	background.Go(func() {
 		<-running.Done()
-		s.shutDown(g, cancelBase)
+		doors.close() // before gRPC looks for those that are still to come
+		s.shutDown(g, web, doors, cancelBase)
 	})
-	err := g.Serve(newConnLimit(lis, s.cfg.MaxConnections, s.metrics))
+	err := g.Serve(doors.grpc)
 	stop()
 	background.Wait()
+	doors.cut()
 	s.rounds.wg.Wait()
 	s.receivers.Wait()
 	if ctx.Err() != nil {
@@ -101,9 +107,9 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	return err
 }
 
-// shutDown ends g within Config.StopTimeout. Read-index rounds go on until the
-// calls that wait for them have ended.
-func (s *Server) shutDown(g *grpc.Server, cancelBase context.CancelFunc) {
+// shutDown ends g and web within Config.StopTimeout. Read-index rounds go on until
+// the calls that wait for them have ended.
+func (s *Server) shutDown(g *grpc.Server, web *http.Server, doors *splitter, cancelBase context.CancelFunc) {
 	s.health.Shutdown()
 	s.streams.end(errStopping, func(st *stream) bool { return st.endless })
 	drained := make(chan struct{})
@@ -115,10 +121,12 @@ func (s *Server) shutDown(g *grpc.Server, cancelBase context.CancelFunc) {
 		case <-drained:
 		case <-limit.C:
 			cancelBase()
+			doors.cut() // also those that gRPC has not come to know yet
 			g.Stop()
 		}
 	})
 	g.GracefulStop()
+	_ = web.Shutdown(context.Background()) // waits for no longer than cut
 	close(drained)
 	patience.Wait()
 	cancelBase()
@@ -139,7 +147,7 @@ func (s *Server) register() *grpc.Server {
 		grpc.WaitForHandlers(true),
 	}
 	if s.cfg.TLS != nil {
-		opts = append(opts, grpc.Creds(credentials.NewTLS(s.cfg.TLS)))
+		opts = append(opts, grpc.Creds(newBegunTLS(s.cfg.TLS)))
 	}
 	g := grpc.NewServer(opts...)
 	pb.RegisterKVServer(g, &kvServer{Server: s})

@@ -1,6 +1,7 @@
 package readapi
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -63,7 +64,7 @@ func sendSnapshot(snap heliograph.Snapshot, version string, send func(*pb.Snapsh
 		// A piece is not used again: gRPC may still hold it after Send.
 		piece := make([]byte, min(snapshotPieceBytes, size-at))
 		if n, err := snap.ReadAt(piece, at); n < len(piece) {
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF // to a stream, EOF would mean that all is well
 			}
 			return fmt.Errorf("read snapshot at %d: %w", at, err)

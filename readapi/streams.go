@@ -2,6 +2,7 @@ package readapi
 
 import (
 	"context"
+	"errors"
 	"sync"
 )
 
@@ -9,7 +10,10 @@ import (
 type stream struct {
 	endless     bool // it does not end by itself when the server stops
 	needsLeader bool // it ends while the source is out of reach
-	cancel      context.CancelCauseFunc
+	// admitted is the call's context, by which it is decided again whether the
+	// caller may stay; nil if everyone may.
+	admitted context.Context //nolint:containedctx // it identifies the caller
+	cancel   context.CancelCauseFunc
 }
 
 // streams knows the streaming calls under way.
@@ -47,12 +51,29 @@ func (s *streams) remove(st *stream) {
 func (s *streams) end(why error, which func(*stream) bool) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if why == errStopping {
+	if errors.Is(why, errStopping) {
 		s.over = why
 	}
 	for st := range s.open {
 		if which(st) {
 			st.cancel(why)
+			n++
+		}
+	}
+	return n
+}
+
+// recheck cancels the open streams whose callers permit no longer lets in, and
+// returns how many. permit must be quick.
+func (s *streams) recheck(permit func(context.Context) error) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for st := range s.open {
+		if st.admitted == nil {
+			continue
+		}
+		if err := permit(st.admitted); err != nil {
+			st.cancel(err)
 			n++
 		}
 	}

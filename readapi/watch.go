@@ -167,7 +167,7 @@ func watchEnd(err error) error {
 func receive(ctx context.Context, stream pb.Watch_WatchServer, requests chan<- *pb.WatchRequest, failed chan<- error) {
 	for {
 		req, err := stream.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return
 		}
 		if err != nil {

@@ -94,13 +94,15 @@ func (s *Server) turnAway(conn *quic.Conn, err error) {
 // the mirror's identity is set.
 func (s *Server) admit(ctx context.Context, conn *quic.Conn, hello wire.Hello) (*mirror, *ending) {
 	m := &mirror{
-		srv:     s,
-		conn:    conn,
-		nodeID:  hello.NodeID,
-		address: conn.RemoteAddr().String(),
-		since:   time.Now(),
-		reads:   newReads(),
-		acked:   make(chan struct{}, 1),
+		srv:      s,
+		conn:     conn,
+		nodeID:   hello.NodeID,
+		address:  conn.RemoteAddr().String(),
+		since:    time.Now(),
+		reads:    newReads(),
+		verifies: make(verifies, maxVerifies),
+		leases:   newLeaseCursor(s.cfg.Replica, hello.Features),
+		acked:    make(chan struct{}, 1),
 	}
 	var err error
 	m.identity, m.notAfter, err = s.cfg.Identify(conn.ConnectionState().TLS)
@@ -114,11 +116,18 @@ func (s *Server) admit(ctx context.Context, conn *quic.Conn, hello wire.Hello) (
 	// generation, or the session ends when it looks again.
 	m.gen = s.cfg.Replica.Generation()
 	node := s.node()
+	// Twice: what reads the history must not hold the lock, and what counts the
+	// mirrors must.
+	d := session.Decide(helloOf(hello), peer, node)
+	proven := d.Proven
 
 	s.mu.Lock()
-	node.Mirrors, node.Snapshots = len(s.mirrors), s.snapshots
-	node.FromAddress = s.fromAddressLocked(conn)
-	d := session.Decide(helloOf(hello), peer, node)
+	if d.Accepted() {
+		node.History = nil
+		node.Mirrors, node.Snapshots = len(s.mirrors), s.snapshots
+		node.FromAddress = s.fromAddressLocked(conn)
+		d = session.Decide(helloOf(hello), peer, node)
+	}
 	if d.Accepted() {
 		s.mirrors[m] = struct{}{}
 		s.metrics.mirrors.Inc()
@@ -134,7 +143,14 @@ func (s *Server) admit(ctx context.Context, conn *quic.Conn, hello wire.Hello) (
 	switch {
 	case !d.Accepted():
 		return m, end(d.Code, "%s", d.Detail)
-	case !d.Snapshot:
+	case hello.LastAppliedLSN == 0:
+	case proven:
+		s.metrics.proven.Inc()
+	default:
+		s.metrics.unproven.Inc()
+		m.log.Warn("mirror's history could not be compared", "rev", hello.LastAppliedLSN, "origin", hello.Origin)
+	}
+	if !d.Snapshot {
 		return m, nil
 	}
 	snap, err := s.spool.take(ctx, s.life)
@@ -176,6 +192,7 @@ func (s *Server) node() session.Node {
 		Origin:         s.cfg.Replica.Origin(),
 		Applied:        s.cfg.Replica.Applied(),
 		Floor:          s.cfg.Replica.Floor(),
+		History:        s.cfg.Replica,
 		Head:           up.Head,
 		Fresh:          up.Fresh,
 		Path:           up.Path,
@@ -194,6 +211,7 @@ func helloOf(h wire.Hello) session.Hello {
 		Version:     h.ProtocolVersion,
 		NodeID:      h.NodeID,
 		Origin:      h.Origin,
+		Proof:       heliograph.Proof{Rev: h.LastAppliedLSN, Blocks: h.Digests, Tails: h.Tails},
 	}
 }
 
@@ -209,6 +227,7 @@ func (s *Server) accepted(m *mirror) wire.HelloAck {
 		NodeID:          s.cfg.NodeID,
 		Path:            s.path(s.cfg.Upstream()),
 		HeartbeatMS:     s.cfg.Heartbeat.Milliseconds(),
+		Features:        []string{wire.FeatureVerify},
 	}
 	if m.snapshot != nil {
 		ack.SnapshotLSN = uint64(m.snapshot.Rev())

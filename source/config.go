@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/heliograph/heliograph"
+	"github.com/heliograph/heliograph/source/session"
 	"github.com/heliograph/heliograph/wire"
 )
 
@@ -38,10 +39,18 @@ type Replica interface {
 	// returned. After heliograph.ErrCompacted what was visited must be
 	// dropped.
 	History(from int64, maxBytes int, visit func(key, value []byte) error) (last int64, err error)
+	// History of a mirror is compared with what these return, see
+	// session.History. They must be quick, and err where they cannot be.
+	session.History
 	// Snapshot returns a copy that is shared with others while it is in use,
 	// and keeps the history above it until it is released. It blocks while
 	// the copy is made.
 	Snapshot(ctx context.Context) (heliograph.Snapshot, error)
+	// LeasesSince returns how the origin's leases have changed since a call
+	// that returned seq as next; 0, or a seq from too long ago, gets all.
+	LeasesSince(seq uint64) (change heliograph.LeaseChange, next uint64)
+	// Auth returns what is known of the origin's access control.
+	Auth() (enabled bool, revision uint64, known bool)
 }
 
 // Upstream is what the node knows of its own upstream.
@@ -66,6 +75,10 @@ type Config struct {
 	Upstream func() Upstream
 	// ReadIndex returns the newest revision of the origin. Nil refuses.
 	ReadIndex func(ctx context.Context) (int64, error)
+	// Verify compares this node's hash with etcd's. It may take minutes, and is
+	// called again at any time: that calls share their work is its concern. Nil
+	// cannot.
+	Verify func(ctx context.Context) heliograph.Verification
 
 	// TLS must require and verify client certificates, directly or through
 	// GetConfigForClient.
@@ -87,6 +100,7 @@ type Config struct {
 	InstallTimeout  time.Duration // longest that a mirror may take to install a snapshot; zero means 15m
 	SnapshotWait    time.Duration // longest that a hello waits for a snapshot to be copied; zero means 3s
 	ReadIndexWait   time.Duration // longest that a read index may take; zero means 5s
+	VerifyWait      time.Duration // longest that a verification may take; zero means 15m
 	ShutdownTimeout time.Duration // longest that Serve takes to stop; zero means 2s
 
 	Log     *slog.Logger          // nil discards
@@ -128,6 +142,11 @@ func (c Config) withDefaults() (Config, error) {
 			return 0, errors.New("this node cannot ask the origin")
 		}
 	}
+	if c.Verify == nil {
+		c.Verify = func(context.Context) heliograph.Verification {
+			return heliograph.Unverified("this node cannot verify")
+		}
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -153,6 +172,7 @@ func (c Config) withDefaults() (Config, error) {
 		orDefault("InstallTimeout", &c.InstallTimeout, 15*time.Minute),
 		orDefault("SnapshotWait", &c.SnapshotWait, 3*time.Second),
 		orDefault("ReadIndexWait", &c.ReadIndexWait, 5*time.Second),
+		orDefault("VerifyWait", &c.VerifyWait, 15*time.Minute),
 		orDefault("ShutdownTimeout", &c.ShutdownTimeout, 2*time.Second),
 	)
 	return c, err

@@ -112,6 +112,12 @@ func (m *mirror) handle(ctx context.Context, t wire.Type, payload []byte) error 
 			return err
 		}
 		return m.reads.ask(r.ID)
+	case wire.TypeVerify:
+		v, err := wire.DecodeVerify(payload)
+		if err != nil {
+			return err
+		}
+		return m.verifies.ask(v.ID)
 	case wire.TypeGoodbye:
 		g, err := wire.DecodeGoodbye(payload)
 		if err != nil {
@@ -122,28 +128,38 @@ func (m *mirror) handle(ctx context.Context, t wire.Type, payload []byte) error 
 	return fmt.Errorf("%w: %s", wire.ErrUnexpected, t)
 }
 
-// writeControl writes heartbeats and what is queued. With every heartbeat it
-// looks whether the mirror may still be here.
+// writeControl writes heartbeats, the first at once, what is queued, and what
+// the mirror has not been told of leases.
 func (m *mirror) writeControl(ctx context.Context) error {
 	tick := time.NewTicker(m.srv.cfg.Heartbeat)
 	defer tick.Stop()
-	for {
-		var msg wire.Message
+	msg, err := m.beat()
+	for err == nil {
+		if err = m.control.write(msg); err != nil {
+			return err
+		}
 		select {
 		case msg = <-m.control.queue:
 		case <-tick.C:
-			up := m.srv.cfg.Upstream()
-			if err := m.recheck(up); err != nil {
-				return err
-			}
-			msg = m.srv.heartbeat(up)
+			msg, err = m.beat()
+		case <-m.leases.due():
+			msg = m.leases.next()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if err := m.control.write(msg); err != nil {
-			return err
-		}
 	}
+	return err
+}
+
+// beat returns a heartbeat, and looks whether the mirror may still be here and
+// whether leases have changed.
+func (m *mirror) beat() (wire.Message, error) {
+	up := m.srv.cfg.Upstream()
+	if err := m.recheck(up); err != nil {
+		return nil, err
+	}
+	m.leases.look()
+	return m.srv.heartbeat(up), nil
 }
 
 // recheck returns why the mirror may not stay, although it was accepted.
@@ -169,6 +185,7 @@ func (s *Server) heartbeat(up Upstream) wire.Heartbeat {
 	if up.Staleness >= 0 {
 		h.StalenessMS = up.Staleness.Milliseconds()
 	}
+	h.AuthEnabled, h.AuthRevision, h.AuthKnown = s.cfg.Replica.Auth()
 	return h
 }
 

@@ -14,6 +14,9 @@ type metrics struct {
 	handshakes       prometheus.Counter
 	helloTimeouts    prometheus.Counter
 	snapshots        prometheus.Counter
+	proven           prometheus.Counter
+	unproven         prometheus.Counter
+	verifications    prometheus.Counter
 	encodedByFeed    prometheus.Counter
 	encodedByMirror  prometheus.Counter
 	sentFrames       *prometheus.CounterVec // by kind
@@ -31,6 +34,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	counter := func(name, help string) prometheus.Counter { return counters(name, help).WithLabelValues() }
 	encoded := counters("encoded_frames_total", "Entries frames encoded, once for all mirrors at the head (feed) or for one that is behind (mirror).", "by")
+	histories := counters("histories_total", "Mirrors that were accepted with data, by whether it was compared with this node's and is equal (proven) or could not be compared (unproven).", "result")
 	m := &metrics{
 		mirrors:          prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "heliograph", Subsystem: "source", Name: "mirrors", Help: "Mirrors connected."}),
 		refusals:         counters("refusals_total", "Connections refused, by code.", "code"),
@@ -38,6 +42,9 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		handshakes:       counter("failed_handshakes_total", "Connections that failed before they could say hello."),
 		helloTimeouts:    counter("hello_timeouts_total", "Connections closed because no hello came in time."),
 		snapshots:        counter("snapshots_total", "Snapshots sent to their end."),
+		proven:           histories.WithLabelValues("proven"),
+		unproven:         histories.WithLabelValues("unproven"),
+		verifications:    counter("verifications_total", "Verify requests answered."),
 		encodedByFeed:    encoded.WithLabelValues("feed"),
 		encodedByMirror:  encoded.WithLabelValues("mirror"),
 		sentFrames:       counters("sent_frames_total", "Bulk frames sent.", "kind"),

@@ -15,8 +15,8 @@ import (
 )
 
 // mirror is one accepted mirror. Its goroutines run within [mirror.run]: a
-// reader and a writer of the control stream, one that answers read indexes, and
-// one that sends bulk.
+// reader and a writer of the control stream, one that answers read indexes, one
+// that answers verify requests, and one that sends bulk.
 type mirror struct {
 	srv      *Server
 	conn     *quic.Conn
@@ -28,10 +28,12 @@ type mirror struct {
 	since    time.Time
 	log      *slog.Logger
 
-	brake   brake
-	control *control
-	reads   *reads
-	acked   chan struct{} // capacity 1: applied rose
+	brake    brake
+	control  *control
+	reads    *reads
+	verifies verifies
+	leases   *leaseCursor
+	acked    chan struct{} // capacity 1: applied rose
 
 	snapshot heliograph.Snapshot // nil without one; released by dropSnapshot
 
@@ -48,6 +50,7 @@ func (m *mirror) run(ctx context.Context) error {
 	g.Go(func() error { return m.readControl(ctx) })
 	g.Go(func() error { return m.writeControl(ctx) })
 	g.Go(func() error { return m.answerReads(ctx) })
+	g.Go(func() error { return m.answerVerifies(ctx) })
 	g.Go(func() error { return m.sendBulk(ctx) })
 	return g.Wait()
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/heliograph/heliograph"
+	"github.com/heliograph/heliograph/wire"
 )
 
 var origin = heliograph.Origin{Cluster: "prod-us", Database: "default", EtcdID: 0xabcdef}
@@ -32,6 +33,29 @@ type memory struct {
 	made     int           // snapshots made
 	slow     chan struct{} // a snapshot is made only when this is closed; nil at once
 	failWith error         // of History
+	leases   leases
+	auth     *wire.Heartbeat // what it says of access control; nil: not known
+}
+
+// leases are changes, of which a place in the list is the number.
+type leases []heliograph.LeaseChange
+
+func (m *memory) LeasesSince(seq uint64) (heliograph.LeaseChange, uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if seq == uint64(len(m.leases)) {
+		return heliograph.LeaseChange{}, seq
+	}
+	return m.leases[seq], seq + 1
+}
+
+func (m *memory) Auth() (enabled bool, revision uint64, known bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.auth == nil {
+		return false, 0, false
+	}
+	return m.auth.AuthEnabled, m.auth.AuthRevision, true
 }
 
 func newMemory(revs int) *memory {

@@ -30,6 +30,7 @@ type spool struct {
 
 // copying is one copy: first under way, then kept.
 type copying struct {
+	gen  int64         // of the replica, before the copy was begun
 	done chan struct{} // closed when snap or err is set
 	snap heliograph.Snapshot
 	err  error
@@ -61,8 +62,13 @@ func (s *spool) take(ctx, life context.Context) (heliograph.Snapshot, error) {
 func (s *spool) enter(life context.Context) *copying {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	gen := s.replica.Generation()
+	if s.current != nil && s.current.gen != gen {
+		// Of contents that have been replaced, or dropped for another history.
+		s.forgetLocked(s.current)
+	}
 	if s.current == nil {
-		c := &copying{done: make(chan struct{}), over: make(chan struct{}), refs: 1}
+		c := &copying{gen: gen, done: make(chan struct{}), over: make(chan struct{}), refs: 1}
 		s.current = c
 		s.work.Go(func() { s.copy(life, c) })
 	}

@@ -39,6 +39,9 @@ func (s *Store) Apply(b heliograph.Batch) error {
 	if c == nil {
 		return heliograph.ErrNotReady
 	}
+	if c.damaged != nil {
+		return c.damaged
+	}
 	if applied := c.applied.Load(); b.Rev != applied+1 {
 		return &heliograph.GapError{Applied: applied, Got: b.Rev}
 	}
@@ -53,10 +56,12 @@ func (s *Store) Apply(b heliograph.Batch) error {
 	if err != nil {
 		return s.diverged(b.Rev, err)
 	}
-	if err := s.write(b.Rev, changes); err != nil {
+	if err := s.write(c, b, changes); err != nil {
 		return s.diverged(b.Rev, err)
 	}
+	s.writeLeases(c, s.lessor.takeFreed())
 	c.applied.Store(b.Rev)
+	c.digests.publish()
 	s.metrics.applied(len(changes), size)
 	if s.dirty.Add(size) >= maxDirtyBytes {
 		s.commit(c)
@@ -126,7 +131,8 @@ func repeated(changes []change) int {
 
 // write replays the changes as one transaction. An error means that nothing
 // was written.
-func (s *Store) write(rev int64, changes []change) (err error) {
+func (s *Store) write(c *contents, b heliograph.Batch, changes []change) (err error) {
+	rev, digest := b.Rev, batchDigest(b)
 	trace := traceutil.TODO()
 	tx := s.kv.Write(trace)
 	// Without this, MVCC would note four timestamped steps for every put.
@@ -141,6 +147,7 @@ func (s *Store) write(rev int64, changes []change) (err error) {
 			put(tx, &changes[i])
 		}
 		mustMatch(tx, rev, changes)
+		c.digests.write(digest) // before tx.End, which may commit
 	}, "")
 	tx.End()
 	return err

@@ -14,6 +14,8 @@ import (
 //	format       "1"
 //	origin       heliograph.Origin, as text
 //	compactions  what wishes.encode writes; missing if there are none
+//	auth         what auth.encode writes; missing while not known
+//	tally, block/…  see digests
 type ownBucket struct{}
 
 var own backend.Bucket = ownBucket{}
@@ -30,17 +32,20 @@ var (
 	formatKey      = []byte("format")
 	originKey      = []byte("origin")
 	compactionsKey = []byte("compactions")
+	authKey        = []byte("auth")
 )
 
 // ownState is what the bucket holds.
 type ownState struct {
 	origin heliograph.Origin
 	wishes wishes
+	auth   *auth // nil if not known
+	tally  tally
 }
 
 // writeOwn puts a fresh bucket into be: whatever a snapshot brought in its place
 // was its sender's. It is durable on return.
-func writeOwn(be backend.Backend, origin heliograph.Origin) {
+func writeOwn(be backend.Backend, origin heliograph.Origin, a *auth) {
 	tx := be.BatchTx()
 	tx.LockOutsideApply()
 	tx.UnsafeCreateBucket(own) // deleting what is not there would be logged as an error
@@ -48,6 +53,7 @@ func writeOwn(be backend.Backend, origin heliograph.Origin) {
 	tx.UnsafeCreateBucket(own)
 	tx.UnsafePut(own, formatKey, []byte(formatVersion))
 	tx.UnsafePut(own, originKey, []byte(origin.String()))
+	putAuth(tx, a)
 	tx.Unlock()
 	be.ForceCommit()
 }
@@ -77,5 +83,13 @@ func readOwn(tx *bolt.Tx) (ownState, error) {
 	if err != nil {
 		return ownState{}, err
 	}
-	return ownState{origin: origin, wishes: w}, nil
+	a, err := decodeAuth(b.Get(authKey))
+	if err != nil {
+		return ownState{}, err
+	}
+	t, err := readDigests(tx)
+	if err != nil {
+		return ownState{}, err
+	}
+	return ownState{origin: origin, wishes: w, auth: a, tally: t}, nil
 }

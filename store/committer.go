@@ -23,20 +23,21 @@ func (s *Store) Commit() (int64, error) {
 }
 
 // commit returns the durable revision, which is at least what was applied when
-// it was called. Whoever gets commitMu commits for all who wait for it.
+// it was called; leases and the like that were taken before are durable, too. Whoever gets commitMu commits for all who wait for it.
 func (s *Store) commit(c *contents) int64 {
 	want := c.applied.Load()
-	if d := c.durable.Load(); d >= want {
+	if d := c.durable.Load(); d >= want && !s.loose.Load() {
 		return d
 	}
 	s.commitMu.Lock()
 	defer s.commitMu.Unlock()
-	if d := c.durable.Load(); d >= want {
+	if d := c.durable.Load(); d >= want && !s.loose.Load() {
 		return d
 	}
 	// Read before the commit: what is applied while it runs is in the next.
 	rev := c.applied.Load()
 	s.dirty.Store(0)
+	s.loose.Store(false)
 	start := time.Now()
 	c.be.ForceCommit()
 	s.metrics.commits.Observe(time.Since(start).Seconds())

@@ -18,8 +18,13 @@ import (
 //
 // Invariant: durable <= applied, compacted <= floor <= applied.
 type contents struct {
-	be     backend.Backend
-	origin heliograph.Origin
+	be      backend.Backend
+	origin  heliograph.Origin
+	digests *digests
+	// damaged is why nothing may be applied: the file does not hold what was
+	// applied to it. Nil if it does. Fixed before the contents are current.
+	damaged *heliograph.DivergedError
+	epoch   *epoch
 	// users counts those who read be outside of MVCC's own locks; be is closed
 	// when they have gone. Add is called with Store.mu held and only while
 	// these contents are current.
@@ -44,9 +49,11 @@ func openContents(path string, timeout time.Duration, lg *zap.Logger) (c *conten
 	cfg.Timeout = timeout
 	// The committer decides when to commit.
 	cfg.BatchInterval = math.MaxInt64
+	d := new(digests)
+	cfg.Hooks = d
 	// MmapSize stays at etcd's 10 GiB. It is address space, not memory, and
 	// until the file outgrows it, bbolt need not stop all readers to remap.
-	return &contents{be: backend.New(cfg), gone: make(chan struct{})}, nil
+	return &contents{be: backend.New(cfg), digests: d, gone: make(chan struct{})}, nil
 }
 
 // begin sets the positions to what MVCC found in the file.

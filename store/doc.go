@@ -17,6 +17,10 @@
 // where the bytes come from, and it is in the file before the file gets its
 // name: identity and data appear together.
 //
+// What the source tells of its leases stands in etcd's own bucket, where an etcd
+// that is started on the file finds it; see [Store.ApplyLeases] and
+// [Store.LeasesSince]. Nothing expires here.
+//
 // # Promises
 //
 // A batch is checked against the history before anything is written: what MVCC

@@ -27,28 +27,33 @@ type HashKV struct {
 // those of ctx.
 func (s *Store) HashKV(ctx context.Context, rev int64) (HashKV, error) {
 	var out HashKV
-	err := s.hash(ctx, func() error {
-		h, current, err := s.kv.HashStorage().HashByRev(rev)
+	err := s.hash(ctx, func(c *contents) error {
+		h, current, err := c.epoch.kv.HashStorage().HashByRev(rev)
 		out = HashKV{Hash: h.Hash, HashRevision: h.Revision, CompactRevision: h.CompactRevision, CurrentRevision: current}
 		return err
 	})
+	return out, hashError(rev, err)
+}
+
+// hashError turns MVCC's errors into ours.
+func hashError(rev int64, err error) error {
 	switch {
 	case errors.Is(err, mvcc.ErrCompacted):
-		return HashKV{}, fmt.Errorf("hash at revision %d: %w", rev, heliograph.ErrCompacted)
+		err = heliograph.ErrCompacted
 	case errors.Is(err, mvcc.ErrFutureRev):
-		return HashKV{}, fmt.Errorf("hash at revision %d: %w", rev, heliograph.ErrFutureRevision)
-	case err != nil:
-		return HashKV{}, fmt.Errorf("hash at revision %d: %w", rev, err)
+		err = heliograph.ErrFutureRevision
+	case err == nil:
+		return nil
 	}
-	return out, nil
+	return fmt.Errorf("hash at revision %d: %w", rev, err)
 }
 
 // Hash returns the hash over all buckets of the file and the revision, as etcd's
 // Maintenance.Hash does. The bucket heliograph is hashed too, so it never equals
 // the source's.
 func (s *Store) Hash() (hash uint32, rev int64, err error) {
-	err = s.hash(s.ctx, func() error {
-		hash, rev, err = s.kv.HashStorage().Hash()
+	err = s.hash(s.ctx, func(c *contents) error {
+		hash, rev, err = c.epoch.kv.HashStorage().Hash()
 		return err
 	})
 	return hash, rev, err
@@ -56,7 +61,7 @@ func (s *Store) Hash() (hash uint32, rev int64, err error) {
 
 // hash runs one scan. It holds on to the contents, because MVCC's hashes go on
 // reading a backend after Restore has replaced it.
-func (s *Store) hash(ctx context.Context, scan func() error) error {
+func (s *Store) hash(ctx context.Context, scan func(c *contents) error) error {
 	select {
 	case s.hashing <- struct{}{}:
 	case <-ctx.Done():
@@ -72,7 +77,7 @@ func (s *Store) hash(ctx context.Context, scan func() error) error {
 		}
 		settled, err := s.settle(ctx, c)
 		if err == nil && settled {
-			err = scan()
+			err = scan(c)
 		}
 		c.users.Done()
 		if err != nil || settled {

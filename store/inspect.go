@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -24,6 +25,12 @@ type summary struct {
 	// compacted only in a file whose revisions were bumped by a restore.
 	floor int64
 	ttl   map[int64]int64 // lease id to granted seconds
+	tally tally           // of the records above floor
+	base  tally           // what it began with; zero if with nothing
+	// settled: no compaction was under way when the file was made, so that
+	// below compacted nothing is left but what is current there.
+	settled bool
+	bumped  int64 // the revision to which a restore has raised it; 0 if none has
 }
 
 // view opens the file read-only and shows it to f. bbolt panics on pages that
@@ -88,10 +95,24 @@ func inspect(tx *bolt.Tx) (sum summary, err error) {
 	}
 	sum.floor = sum.compacted
 	sum.ttl = make(map[int64]int64)
+	if sum.base, err = readFloor(tx, sum.compacted); err != nil {
+		return sum, err
+	}
+	sum.tally = sum.base
+	if sum.base.at == 0 {
+		sum.tally.restart(max(sum.compacted, 1))
+	}
+	meta := tx.Bucket(schema.Meta.Name())
+	sum.settled = bytes.Equal(meta.Get(schema.FinishedCompactKeyName), meta.Get(schema.ScheduledCompactKeyName))
 
 	last := heliograph.RevisionKey{Main: max(sum.compacted, 1)}
 	c := tx.Bucket(schema.Key.Name()).Cursor()
 	for k, v := c.First(); k != nil; k, v = c.Next() {
+		if rk, ok := isBump(k, v); ok {
+			sum.bumped, sum.floor, last = rk.Main, max(sum.floor, rk.Main), rk
+			sum.tally.restart(sum.floor)
+			continue
+		}
 		rk, _, err := decodeRecord(k, v)
 		if err != nil {
 			return sum, err
@@ -104,10 +125,15 @@ func inspect(tx *bolt.Tx) (sum summary, err error) {
 		case rk.Main == last.Main+1 && rk.Sub == 0:
 		case rk.Sub == 0:
 			sum.floor = rk.Main - 1
+			sum.tally.restart(sum.floor)
 		default:
 			sum.floor = rk.Main
+			sum.tally.restart(sum.floor)
 		}
 		last = rk
+		if rk.Main > sum.floor {
+			sum.tally.record(rk.Main, recordDigest(k, v))
+		}
 	}
 	return sum, tx.ForEach(func(name []byte, b *bolt.Bucket) error {
 		switch string(name) {
@@ -125,4 +151,14 @@ func inspect(tx *bolt.Tx) (sum summary, err error) {
 		}
 		return b.ForEach(func(_, _ []byte) error { return nil })
 	})
+}
+
+// isBump recognises the record without a value with which `etcdutl snapshot restore
+// --bump-revision` raises the revision.
+func isBump(key, value []byte) (heliograph.RevisionKey, bool) {
+	if len(value) > 0 {
+		return heliograph.RevisionKey{}, false
+	}
+	rk, err := heliograph.ParseRevisionKey(key)
+	return rk, err == nil && !rk.Delete
 }

@@ -79,6 +79,16 @@ func (s *Store) compactDue(now time.Time) time.Time {
 		}
 	}
 	rev, next := s.wishes.due(now, s.cfg.History, limit)
+	s.mu.Unlock()
+	var floor tally
+	if rev > 0 {
+		floor = s.floorAt(rev)
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return time.Time{}
+	}
 	if rev > 0 {
 		s.wishes, s.unsaved = s.wishes.after(rev), true
 		c.floor.Store(max(c.floor.Load(), rev))
@@ -92,6 +102,7 @@ func (s *Store) compactDue(now time.Time) time.Time {
 		writeWishes(c.be, pending)
 	}
 	if rev > 0 {
+		c.digests.compact(floor)
 		s.compact(c, rev)
 	}
 	return next

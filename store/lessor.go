@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"errors"
 	"maps"
 	"slices"
@@ -11,18 +12,19 @@ import (
 	"go.etcd.io/etcd/server/v3/storage/backend"
 )
 
-// Lease is a lease of the source that keys are attached to.
+// Lease is a lease of the source.
 type Lease struct {
 	ID   int64
-	TTL  int64    // granted, in seconds; 0 if the snapshot did not hold it
+	TTL  int64    // granted, in seconds; 0 if the source has not told it yet
 	Keys []string // in ascending order
 }
 
-// attachments says which keys hang on which lease.
+// attachments says which leases there are and which keys hang on them. Those
+// that were granted and those with keys overlap, and neither holds the other.
 type attachments struct {
 	byLease map[lease.LeaseID]map[string]struct{}
 	byKey   map[string]lease.LeaseID
-	ttl     map[int64]int64 // of the leases in the snapshot, in seconds
+	granted map[int64]grant // by id
 }
 
 // lessor keeps the leases of an exact replica. It attaches a key to any lease,
@@ -34,6 +36,8 @@ type lessor struct {
 	// staged is what replaces cur, while MVCC restores from another file; nil
 	// otherwise.
 	staged *attachments
+	log    leaseLog
+	freed  []leaseStep // dropped with their last key, and still in the file
 }
 
 var _ lease.Lessor = (*lessor)(nil)
@@ -41,14 +45,18 @@ var _ lease.Lessor = (*lessor)(nil)
 var errReplicaLessor = errors.New("leases of a replica belong to its source")
 
 func newAttachments(ttl map[int64]int64) *attachments {
-	return &attachments{
+	a := &attachments{
 		byLease: make(map[lease.LeaseID]map[string]struct{}),
 		byKey:   make(map[string]lease.LeaseID),
-		ttl:     ttl,
+		granted: make(map[int64]grant, len(ttl)),
 	}
+	for id, seconds := range ttl {
+		a.granted[id] = grant{ttl: seconds}
+	}
+	return a
 }
 
-func newLessor() *lessor { return &lessor{cur: newAttachments(nil)} }
+func newLessor() *lessor { return &lessor{cur: newAttachments(nil), log: leaseLog{base: 1}} }
 
 // stage sends the attachments that follow to a new set, which readers do not
 // see until publish.
@@ -62,6 +70,8 @@ func (l *lessor) publish() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cur, l.staged = l.staged, nil
+	l.log.forget()
+	l.freed = nil
 }
 
 func (l *lessor) writableLocked() *attachments {
@@ -102,6 +112,7 @@ func (l *lessor) Detach(id lease.LeaseID, items []lease.LeaseItem) error {
 	}
 	if len(keys) == 0 {
 		delete(a.byLease, id)
+		l.freeLocked(a, id)
 	}
 	return nil
 }
@@ -116,20 +127,27 @@ func (l *lessor) GetLease(item lease.LeaseItem) lease.LeaseID {
 func (l *lessor) lease(id int64) (Lease, bool) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	keys, ok := l.cur.byLease[lease.LeaseID(id)]
-	if !ok {
+	keys, attached := l.cur.byLease[lease.LeaseID(id)]
+	g, granted := l.cur.granted[id]
+	if !attached && !granted {
 		return Lease{}, false
 	}
-	return Lease{ID: id, TTL: l.cur.ttl[id], Keys: slices.Sorted(maps.Keys(keys))}, true
+	return Lease{ID: id, TTL: g.ttl, Keys: slices.Sorted(maps.Keys(keys))}, true
 }
 
 func (l *lessor) list() []Lease {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	out := make([]Lease, 0, len(l.cur.byLease))
-	for _, id := range slices.Sorted(maps.Keys(l.cur.byLease)) {
-		out = append(out, Lease{ID: int64(id), TTL: l.cur.ttl[int64(id)]})
+	out := make([]Lease, 0, max(len(l.cur.byLease), len(l.cur.granted)))
+	for id, g := range l.cur.granted {
+		out = append(out, Lease{ID: id, TTL: g.ttl})
 	}
+	for id := range l.cur.byLease {
+		if _, twice := l.cur.granted[int64(id)]; !twice {
+			out = append(out, Lease{ID: int64(id)})
+		}
+	}
+	slices.SortFunc(out, func(a, b Lease) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }
 
@@ -149,11 +167,3 @@ func (l *lessor) Leases() []*lease.Lease                           { return nil 
 func (l *lessor) ExpiredLeasesC() <-chan []*lease.Lease            { return nil }
 func (l *lessor) Recover(backend.Backend, lease.RangeDeleter)      {}
 func (l *lessor) Stop()                                            {}
-
-// Leases returns the leases that keys are attached to, in ascending order of id,
-// without their keys. A lease without keys cannot be told from a revoked one
-// and is not listed.
-func (s *Store) Leases() []Lease { return s.lessor.list() }
-
-// Lease returns one lease with its keys; false if no key is attached to it.
-func (s *Store) Lease(id int64) (Lease, bool) { return s.lessor.lease(id) }

@@ -39,7 +39,7 @@ func TestLeases(t *testing.T) {
 			t.Errorf("%s: leases %v, want %v", when, got, list)
 		}
 	}
-	check("snapshot", store.Lease{ID: 7, TTL: 60, Keys: []string{"a", "b"}}, store.Lease{ID: 8, Keys: []string{"c"}})
+	check("snapshot", store.Lease{ID: 7, TTL: 60, Keys: []string{"a", "b"}}, store.Lease{ID: 8, Keys: []string{"c"}}, store.Lease{ID: 9, TTL: 30})
 
 	src.do(func(tx mvcc.TxnWrite) {
 		tx.Put([]byte("a"), []byte("v"), 10) // moves
@@ -50,10 +50,10 @@ func TestLeases(t *testing.T) {
 	})
 	src.put("e", "v")
 	follow(t, st, src)
-	want := []store.Lease{{ID: 9, TTL: 30, Keys: []string{"d"}}, {ID: 10, Keys: []string{"a"}}}
+	want := []store.Lease{{ID: 7, TTL: 60}, {ID: 9, TTL: 30, Keys: []string{"d"}}, {ID: 10, Keys: []string{"a"}}}
 	check("applied", want...)
-	if _, ok := st.Lease(7); ok {
-		t.Error("a lease without keys is listed")
+	if _, ok := st.Lease(8); ok {
+		t.Error("a lease that nobody knows but a key that has gone is listed")
 	}
 
 	closeStore(t, st)
@@ -62,6 +62,6 @@ func TestLeases(t *testing.T) {
 
 	src.del("d")
 	mustReceive(t, st, src.snapshot())
-	check("replaced", want[1])
+	check("replaced", want[0], store.Lease{ID: 9, TTL: 30}, want[2])
 	mustEqual(t, st, src)
 }

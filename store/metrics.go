@@ -16,6 +16,8 @@ type metrics struct {
 	divergences prometheus.Counter
 	compactions prometheus.Counter
 	received    prometheus.Counter
+	unproven    prometheus.Counter
+	resets      prometheus.Counter
 	spooled     prometheus.Counter
 	commits     prometheus.Histogram
 }
@@ -35,6 +37,8 @@ func newMetrics(s *Store) (*metrics, error) {
 	m.divergences = counter("divergences_total", "Batches refused because they cannot belong to this history.")
 	m.compactions = counter("compactions_total", "Compactions begun.")
 	m.received = counter("snapshots_received_total", "Snapshots that replaced the contents.")
+	m.unproven = counter("snapshots_unproven_total", "Snapshots that share no record with what they replaced.")
+	m.resets = counter("resets_total", "Times that the contents were dropped for a resync.")
 	m.spooled = counter("snapshots_spooled_total", "Copies made to be handed down.")
 	m.commits = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "heliograph_store_commit_seconds", Help: "Time that a commit takes, fsync included.",

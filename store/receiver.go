@@ -177,8 +177,14 @@ func (s *Store) replace(origin heliograph.Origin) (rev int64, err error) {
 	}
 	partial := s.path(".partial")
 	var sum summary
+	proven := true
 	if err := view(partial, s.cfg.LockTimeout, func(tx *bolt.Tx) (err error) {
-		sum, err = inspect(tx)
+		if sum, err = inspectAll(tx); err != nil {
+			return err
+		}
+		if old := s.cur.Load(); old != nil && old.applied.Load() <= sum.head {
+			proven, err = s.continues(old, sum, tx)
+		}
 		return err
 	}); err != nil {
 		return 0, err
@@ -193,7 +199,8 @@ func (s *Store) replace(origin heliograph.Origin) (rev int64, err error) {
 		return 0, err
 	}
 	c.origin = origin
-	writeOwn(c.be, origin)
+	c.digests.begin(sum.tally, tally{}, sum.base)
+	writeOwn(c.be, origin, s.auth.Load())
 	if err := os.Rename(partial, s.path(".db")); err != nil {
 		return 0, errors.Join(err, c.be.Close())
 	}
@@ -206,6 +213,10 @@ func (s *Store) replace(origin heliograph.Origin) (rev int64, err error) {
 	s.generation.Add(1)
 	s.dirty.Store(0)
 	s.metrics.received.Inc()
+	if !proven {
+		s.metrics.unproven.Inc()
+		s.log.Warn("snapshot shares no record with what it replaces", "database", s.cfg.Database, "rev", s.Applied())
+	}
 	s.log.Info("snapshot installed", "database", s.cfg.Database, "rev", s.Applied(), "origin", origin.String())
 	s.notify()
 	s.wakeKeeper()

@@ -38,7 +38,9 @@ type Store struct {
 
 	cur        atomic.Pointer[contents] // nil before the first snapshot
 	generation atomic.Int64
-	dirty      atomic.Int64 // bytes applied and not yet committed
+	dirty      atomic.Int64         // bytes applied and not yet committed
+	loose      atomic.Bool          // something beside revisions is not yet committed
+	auth       atomic.Pointer[auth] // nil while not known
 
 	kick    chan struct{} // capacity 1: the keeper has something to look at
 	hashing chan struct{} // capacity 1: held for one scan
@@ -52,7 +54,8 @@ type Store struct {
 
 	mu       sync.Mutex
 	closed   bool
-	kv       mvcc.WatchableKV // the same over all contents; nil before the first
+	kv       mvcc.WatchableKV // the same over all contents up to a Reset; nil before the first
+	epoch    *epoch           // of kv
 	receiver *receiver        // the snapshot being received; nil if none
 	wishes   wishes           // pending compactions of cur
 	unsaved  bool             // wishes differ from those in the file
@@ -135,6 +138,14 @@ func (s *Store) load() error {
 		return err
 	}
 	c.origin = own.origin
+	s.auth.Store(own.auth)
+	if bad := sum.tally.merge(own.tally); bad != nil {
+		c.damaged = &heliograph.DivergedError{Rev: bad.first, Why: fmt.Sprintf(
+			"the replica's own file does not hold the records that were applied as revisions %d to %d: "+
+				"it was written to or is damaged; helio resync replaces it", bad.first, bad.last)}
+		s.log.Error("database is damaged", "database", s.cfg.Database, "rev", bad.first, "err", c.damaged)
+	}
+	c.digests.begin(sum.tally, own.tally, sum.base)
 	s.install(c, sum, own.wishes.after(sum.compacted))
 	return nil
 }
@@ -143,17 +154,19 @@ func (s *Store) load() error {
 // contents before. It cannot fail: inspect has seen every record.
 func (s *Store) install(c *contents, sum summary, pending wishes) {
 	s.lessor.stage(sum.ttl)
-	kv := s.kv
+	kv, e := s.kv, s.epoch
 	if kv == nil {
 		kv = mvcc.New(s.zap, c.be, s.lessor, mvcc.StoreConfig{})
+		e = newEpoch(kv)
 	} else if err := kv.Restore(c.be); err != nil {
 		panic(fmt.Sprintf("store: MVCC refused contents that were found good: %v", err))
 	}
 	s.lessor.publish()
+	c.epoch = e
 	c.begin(kv.Rev(), sum.compacted, sum.floor)
 
 	s.mu.Lock()
-	s.kv, s.wishes, s.unsaved = kv, pending, false
+	s.kv, s.epoch, s.wishes, s.unsaved = kv, e, pending, false
 	old := s.cur.Swap(c)
 	s.mu.Unlock()
 	if old != nil {
@@ -259,6 +272,16 @@ func (s *Store) Compacted() int64 {
 	return 0
 }
 
+// Damaged returns why the file that was found at Open must not be followed on:
+// its records are not those that were applied. Nil if they are, as far as they can
+// be compared; what was compacted cannot.
+func (s *Store) Damaged() error {
+	if c := s.cur.Load(); c != nil && c.damaged != nil {
+		return c.damaged
+	}
+	return nil
+}
+
 // Floor returns the revision above which History is complete. It is Compacted,
 // or higher while a compaction is under way, or if the contents came from an etcd
 // whose revisions a restore had bumped; 0 before the first snapshot.
@@ -269,7 +292,7 @@ func (s *Store) Floor() int64 {
 	return 0
 }
 
-// Generation returns how many snapshots have replaced the contents since Open.
+// Generation rises whenever the contents are replaced by a snapshot, or dropped.
 func (s *Store) Generation() int64 { return s.generation.Load() }
 
 // Size returns the bytes of the database file, and those of them that hold

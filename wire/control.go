@@ -25,12 +25,19 @@ type Heartbeat struct {
 	StalenessMS int64
 	Why         string   // why the sender does not follow its own upstream; "" if it does
 	Path        []string // as in HelloAck; from a source only
+
+	// What the sender knows of the access control of the origin: whether it is
+	// on, and the revision of its users and roles. Both are zero unless
+	// AuthKnown is set. From a source only.
+	AuthKnown    bool
+	AuthEnabled  bool
+	AuthRevision uint64
 }
 
 // AppendFrame implements [Message].
 func (h Heartbeat) AppendFrame(dst []byte) []byte {
 	n := uint32(2)
-	for _, set := range []bool{h.UpstreamLSN != 0, h.StalenessMS >= 0, h.Why != "", len(h.Path) > 0} {
+	for _, set := range []bool{h.UpstreamLSN != 0, h.StalenessMS >= 0, h.Why != "", len(h.Path) > 0, h.AuthKnown, h.AuthKnown} {
 		if set {
 			n++
 		}
@@ -50,6 +57,10 @@ func (h Heartbeat) AppendFrame(dst []byte) []byte {
 	}
 	if len(h.Path) > 0 {
 		b = appendPath(b, h.Path)
+	}
+	if h.AuthKnown {
+		b = msgp.AppendBool(msgp.AppendString(b, "auth_enabled"), h.AuthEnabled)
+		b = msgp.AppendUint64(msgp.AppendString(b, "auth_revision"), h.AuthRevision)
 	}
 	return endFrame(b, start)
 }
@@ -72,9 +83,16 @@ func DecodeHeartbeat(payload []byte) (Heartbeat, error) {
 			h.Why = f.str(maxWhyBytes)
 		case "path":
 			h.Path = f.strs(MaxPath, maxPathText)
+		case "auth_enabled":
+			h.AuthKnown, h.AuthEnabled = true, f.boolean()
+		case "auth_revision":
+			h.AuthRevision = f.u64()
 		default:
 			f.skip()
 		}
+	}
+	if !h.AuthKnown {
+		h.AuthRevision = 0
 	}
 	return h, f.done(TypeHeartbeat, "head_lsn", "compact_lsn")
 }

@@ -29,6 +29,9 @@ const (
 	TypeReadIndex      Type = 0x12
 	TypeReadIndexReply Type = 0x13
 	TypeGoodbye        Type = 0x14
+	TypeLeases         Type = 0x15
+	TypeVerify         Type = 0x16
+	TypeVerifyReply    Type = 0x17
 	TypeChunk          Type = 0x20
 	TypeSnapshotEnd    Type = 0x21
 	TypeEntries        Type = 0x22
@@ -49,6 +52,9 @@ var typeNames = map[Type]string{
 	TypeReadIndex:      "read-index",
 	TypeReadIndexReply: "read-index-reply",
 	TypeGoodbye:        "goodbye",
+	TypeLeases:         "leases",
+	TypeVerify:         "verify",
+	TypeVerifyReply:    "verify-reply",
 	TypeChunk:          "snapshot-chunk",
 	TypeSnapshotEnd:    "snapshot-end",
 	TypeEntries:        "entries",
@@ -97,7 +103,8 @@ const (
 // limit returns the largest payload of t on a stream of class c.
 func (c Class) limit(t Type) (int, bool) {
 	switch t {
-	case TypeHello, TypeHelloAck, TypeHeartbeat, TypeAck, TypeReadIndex, TypeReadIndexReply, TypeGoodbye:
+	case TypeHello, TypeHelloAck, TypeHeartbeat, TypeAck, TypeReadIndex, TypeReadIndexReply, TypeGoodbye, TypeLeases,
+		TypeVerify, TypeVerifyReply:
 		return MaxControlPayload, c == Control
 	case TypeChunk:
 		return chunkHeaderBytes + MaxChunkBytes, c == Bulk

@@ -55,6 +55,9 @@ func FuzzReadIndex(f *testing.F) { fuzzMessage(f, wire.TypeReadIndex, wire.Decod
 func FuzzReadIndexReply(f *testing.F) {
 	fuzzMessage(f, wire.TypeReadIndexReply, wire.DecodeReadIndexReply)
 }
+func FuzzLeases(f *testing.F)      { fuzzMessage(f, wire.TypeLeases, wire.DecodeLeases) }
+func FuzzVerify(f *testing.F)      { fuzzMessage(f, wire.TypeVerify, wire.DecodeVerify) }
+func FuzzVerifyReply(f *testing.F) { fuzzMessage(f, wire.TypeVerifyReply, wire.DecodeVerifyReply) }
 func FuzzGoodbye(f *testing.F)     { fuzzMessage(f, wire.TypeGoodbye, wire.DecodeGoodbye) }
 func FuzzSnapshotEnd(f *testing.F) { fuzzMessage(f, wire.TypeSnapshotEnd, wire.DecodeSnapshotEnd) }
 

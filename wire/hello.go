@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"math"
+
 	"github.com/tinylib/msgp/msgp"
 
 	"github.com/heliograph/heliograph"
@@ -23,7 +25,23 @@ type Hello struct {
 
 	NodeID string // identifies the mirror's data directory; "" if unknown
 	Origin string // heliograph.Origin of what it holds; "" if nothing
+	// Features names the frames beyond the first ones that the mirror knows:
+	// the source sends no others.
+	Features []string
+
+	// What the mirror shows of the history that it holds, see heliograph.Proof.
+	Digests []heliograph.BlockDigest // ascending, at most heliograph.MaxProofBlocks
+	Tails   []heliograph.TailDigest  // ascending, at most heliograph.MaxProofTails
 }
+
+// FeatureLeases is the feature of a mirror that knows the leases frame.
+const FeatureLeases = "leases"
+
+// Limits of a hello's features.
+const (
+	maxFeatures    = 16
+	maxFeatureText = 32 // bytes
+)
 
 // AppendFrame implements [Message].
 func (h Hello) AppendFrame(dst []byte) []byte {
@@ -32,6 +50,18 @@ func (h Hello) AppendFrame(dst []byte) []byte {
 		if s != "" {
 			n++
 		}
+	}
+	features := h.Features[:min(len(h.Features), maxFeatures)]
+	if len(features) > 0 {
+		n++
+	}
+	digests := h.Digests[:min(len(h.Digests), heliograph.MaxProofBlocks)]
+	if len(digests) > 0 {
+		n++
+	}
+	tails := h.Tails[:min(len(h.Tails), heliograph.MaxProofTails)]
+	if len(tails) > 0 {
+		n++
 	}
 	b, start := beginFrame(dst, TypeHello)
 	b = msgp.AppendMapHeader(b, n)
@@ -44,6 +74,21 @@ func (h Hello) AppendFrame(dst []byte) []byte {
 	}
 	if h.Origin != "" {
 		b = appendText(b, "origin", h.Origin)
+	}
+	if len(features) > 0 {
+		b = appendFeatures(b, features)
+	}
+	if len(digests) > 0 {
+		b = msgp.AppendArrayHeader(msgp.AppendString(b, "digests"), uint32(2*len(digests)))
+		for _, d := range digests {
+			b = msgp.AppendUint64(msgp.AppendUint64(b, uint64(d.Block)), d.Sum)
+		}
+	}
+	if len(tails) > 0 {
+		b = msgp.AppendArrayHeader(msgp.AppendString(b, "tails"), uint32(2*len(tails)))
+		for _, d := range tails {
+			b = msgp.AppendUint64(msgp.AppendUint64(b, uint64(d.From)), d.Sum)
+		}
 	}
 	return endFrame(b, start)
 }
@@ -66,6 +111,16 @@ func DecodeHello(payload []byte) (Hello, error) {
 			h.NodeID = f.str(maxText)
 		case "origin":
 			h.Origin = f.str(maxText)
+		case "features":
+			h.Features = f.strs(maxFeatures, maxFeatureText)
+		case "digests":
+			f.digests(heliograph.MaxProofBlocks, math.MaxInt64/heliograph.DigestBlock-1, func(block int64, sum uint64) {
+				h.Digests = append(h.Digests, heliograph.BlockDigest{Block: block, Sum: sum})
+			})
+		case "tails":
+			f.digests(heliograph.MaxProofTails, math.MaxInt64, func(from int64, sum uint64) {
+				h.Tails = append(h.Tails, heliograph.TailDigest{From: from, Sum: sum})
+			})
 		default:
 			f.skip()
 		}
@@ -89,6 +144,8 @@ type HelloAck struct {
 	NodeID      string   // identifies the source's data directory
 	Path        []string // node ids from the origin's source node down to this node
 	HeartbeatMS int64    // how often the source sends heartbeats; 0: not said
+	// Features names the frames beyond the first ones that the source answers.
+	Features []string
 }
 
 // AppendFrame implements [Message].
@@ -98,6 +155,10 @@ func (a HelloAck) AppendFrame(dst []byte) []byte {
 		if set {
 			n++
 		}
+	}
+	features := a.Features[:min(len(a.Features), maxFeatures)]
+	if len(features) > 0 {
+		n++
 	}
 	b, start := beginFrame(dst, TypeHelloAck)
 	b = msgp.AppendMapHeader(b, n)
@@ -124,6 +185,9 @@ func (a HelloAck) AppendFrame(dst []byte) []byte {
 	}
 	if a.HeartbeatMS != 0 {
 		b = appendRev(b, "heartbeat_ms", a.HeartbeatMS)
+	}
+	if len(features) > 0 {
+		b = appendFeatures(b, features)
 	}
 	return endFrame(b, start)
 }
@@ -158,6 +222,8 @@ func DecodeHelloAck(payload []byte) (HelloAck, error) {
 			a.Path = f.strs(MaxPath, maxPathText)
 		case "heartbeat_ms":
 			a.HeartbeatMS = f.rev()
+		case "features":
+			a.Features = f.strs(maxFeatures, maxFeatureText)
 		default:
 			f.skip()
 		}
@@ -175,6 +241,14 @@ func appendText(b []byte, key, s string) []byte {
 
 func appendRev(b []byte, key string, rev int64) []byte {
 	return msgp.AppendUint64(msgp.AppendString(b, key), uint64(rev))
+}
+
+func appendFeatures(b []byte, features []string) []byte {
+	b = msgp.AppendArrayHeader(msgp.AppendString(b, "features"), uint32(len(features)))
+	for _, s := range features {
+		b = msgp.AppendString(b, cut(s, maxFeatureText))
+	}
+	return b
 }
 
 func appendPath(b []byte, path []string) []byte {

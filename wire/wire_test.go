@@ -31,12 +31,25 @@ func frames(t testing.TB) []namedFrame {
 		{name: "hello", value: wire.Hello{SourceCluster: "prod-us", SourceDatabaseID: "db_01JTEST", LastAppliedLSN: 12345, ProtocolVersion: 1}},
 		{name: "hello-further-keys", value: wire.Hello{SourceCluster: "prod-us", SourceDatabaseID: "default", LastAppliedLSN: 7, ProtocolVersion: 1,
 			NodeID: "0123456789abcdef", Origin: "prod-us/default@cdf818194e3a8c32"}},
+		{name: "hello-features", value: wire.Hello{SourceCluster: "prod-us", SourceDatabaseID: "default", LastAppliedLSN: 7, ProtocolVersion: 1,
+			Features: []string{wire.FeatureLeases}}},
+		{name: "hello-digests", value: wire.Hello{SourceCluster: "prod-us", SourceDatabaseID: "default", LastAppliedLSN: 3500, ProtocolVersion: 1,
+			Digests: []heliograph.BlockDigest{{Block: 0, Sum: 0xfedcba9876543210}, {Block: 2, Sum: 7}}, Tails: []heliograph.TailDigest{{From: 3072, Sum: 0x0123456789abcdef}, {From: 3500, Sum: 9}}}},
+		{name: "hello-ack-features", value: wire.HelloAck{Accepted: true, SourceClusterID: "prod-us", SnapshotLSN: wire.NoSnapshot, Features: []string{wire.FeatureVerify}}},
+		{name: "verify", value: wire.Verify{ID: 5}},
+		{name: "verify-reply", value: wire.VerifyReply{ID: 5, LSN: 1000, CompactLSN: 900, EtcdHash: 0xc2f0a8e3, Hash: 0xc2f0a8e3, Endpoint: "http://10.0.0.1:2379"}},
+		{name: "verify-reply-unknown", value: wire.VerifyReply{ID: 5, ErrorDetail: "etcd is unreachable"}},
 		{name: "hello-ack", value: wire.HelloAck{Accepted: true, SourceClusterID: "prod-us", SnapshotLSN: 42, SnapshotBytesTotal: 1048576}},
 		{name: "hello-ack-further-keys", value: wire.HelloAck{Accepted: true, SourceClusterID: "prod-us", SnapshotLSN: wire.NoSnapshot,
 			HeadLSN: 99, CompactLSN: 40, Origin: "prod-us/default@cdf818194e3a8c32", NodeID: "fedcba9876543210", Path: []string{"fedcba9876543210"}, HeartbeatMS: 500}},
 		{name: "hello-ack-refused", value: wire.HelloAck{ErrorCode: heliograph.CodeUnknownDatabase, ErrorDetail: "no database \"x\" here", SourceClusterID: "prod-us", SnapshotLSN: wire.NoSnapshot}},
 		{name: "heartbeat", value: wire.Heartbeat{HeadLSN: 100, CompactLSN: 50, StalenessMS: -1}},
 		{name: "heartbeat-further-keys", value: wire.Heartbeat{HeadLSN: 100, CompactLSN: 50, UpstreamLSN: 101, StalenessMS: 12, Why: "etcd is not reachable", Path: []string{"a", "b"}}},
+		{name: "heartbeat-auth", value: wire.Heartbeat{HeadLSN: 100, CompactLSN: 50, StalenessMS: -1, AuthKnown: true, AuthEnabled: true, AuthRevision: 12}},
+		{name: "heartbeat-no-auth", value: wire.Heartbeat{HeadLSN: 100, CompactLSN: 50, StalenessMS: -1, AuthKnown: true}},
+		{name: "leases", value: wire.Leases{Reset: true, More: true, Put: []heliograph.Lease{{ID: 0x694d5765fc71500b, TTL: 60}, {ID: 7, TTL: 3600}}}},
+		{name: "leases-removed", value: wire.Leases{Put: []heliograph.Lease{{ID: -5, TTL: 9_000_000_000}}, Removed: []int64{0x694d5765fc71500b, 7}}},
+		{name: "leases-none", value: wire.Leases{Reset: true}},
 		{name: "ack", value: wire.Ack{AppliedLSN: 100, DurableLSN: 99}},
 		{name: "read-index", value: wire.ReadIndex{ID: 3}},
 		{name: "read-index-reply", value: wire.ReadIndexReply{ID: 3, LSN: 1000}},
@@ -116,6 +129,12 @@ func decodePayload(typ wire.Type, payload []byte) (any, error) {
 		return wire.DecodeReadIndexReply(payload)
 	case wire.TypeGoodbye:
 		return wire.DecodeGoodbye(payload)
+	case wire.TypeVerify:
+		return wire.DecodeVerify(payload)
+	case wire.TypeVerifyReply:
+		return wire.DecodeVerifyReply(payload)
+	case wire.TypeLeases:
+		return wire.DecodeLeases(payload)
 	case wire.TypeSnapshotEnd:
 		return wire.DecodeSnapshotEnd(payload)
 	case wire.TypeChunk:
@@ -293,7 +312,7 @@ func TestUnknownKeysAreIgnored(t *testing.T) {
 	b = msgp.AppendUint64(msgp.AppendString(b, "protocol_version"), 9)
 	got, err := wire.DecodeHello(b)
 	want := wire.Hello{SourceCluster: "c", SourceDatabaseID: "d", LastAppliedLSN: 1, ProtocolVersion: 9}
-	if err != nil || got != want {
+	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
 }

@@ -93,6 +93,8 @@ etcd client reads and watches the mirror. 'helio demo' shows it all in one proce
 		newSourceCommand(std),
 		newMirrorCommand(std),
 		newStatusCommand(std),
+		newVerifyCommand(std),
+		newResyncCommand(std),
 		newCertsCommand(std),
 		newDemoCommand(std),
 		newVersionCommand(std),

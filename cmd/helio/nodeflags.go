@@ -31,10 +31,14 @@ type nodeFlags struct {
 	listenClients    string
 	listenAdmin      string
 	advertiseClients []string
+	reads            string
+	clients          certs.ListenerFiles
 	cert, key, ca    string
 	allow            []string
 	mode             string
 	history          time.Duration
+	onDivergence     string
+	verifyInterval   time.Duration
 	logLevel         string
 }
 
@@ -47,12 +51,18 @@ func (f *nodeFlags) add(cmd *cobra.Command, listen string) {
 	fl.StringVar(&f.listenClients, "listen-clients", "", "host:port (TCP) on which etcd clients read; empty: none")
 	fl.StringVar(&f.listenAdmin, "listen-admin", defaultAdmin, "host:port (TCP) for status, metrics and probes; empty: the socket in the data directory only")
 	fl.StringSliceVar(&f.advertiseClients, "advertise-clients", nil, "URLs at which etcd clients reach this node")
+	fl.StringVar(&f.reads, "reads", "", "who may read: anyone, or client-certificate (of --client-ca); empty: anyone while the source has access control off, else nobody")
+	fl.StringVar(&f.clients.Cert, "client-cert", "", "certificate shown to etcd clients; empty: no TLS for them")
+	fl.StringVar(&f.clients.Key, "client-key", "", "its key")
+	fl.StringVar(&f.clients.CA, "client-ca", "", "CA of the certificates that etcd clients may show")
 	fl.StringVar(&f.cert, "cert", "", "this node's certificate (made by 'helio certs issue')")
 	fl.StringVar(&f.key, "key", "", "its key")
 	fl.StringVar(&f.ca, "ca", "", "the CA's certificate (made by 'helio certs init')")
 	fl.StringSliceVar(&f.allow, "allow", nil, "names of the mirrors that may follow; empty: any with a certificate of this CA")
 	fl.StringVar(&f.mode, "mode", string(heliograph.Async), "when revisions are acknowledged: async (durable within 100 ms) or sync (durable first)")
 	fl.DurationVar(&f.history, "history", 0, "keep compacted history this much longer than the upstream does")
+	fl.StringVar(&f.onDivergence, "on-divergence", string(node.Stop), "what to do when the replica and its upstream hold different histories: stop, or resync (drop the replica, bootstrap anew)")
+	fl.DurationVar(&f.verifyInterval, "verify-interval", time.Hour, "how often to compare HashKV with etcd's; 0: only when asked (helio verify)")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	addConfigFlag(cmd)
 }
@@ -86,6 +96,10 @@ func (f *nodeFlags) config(talk *screen, role heliograph.Role) (node.Config, err
 			return fail(fmt.Errorf("--advertise-clients %q: %w", u, err))
 		}
 	}
+	reads, err := f.checkClients()
+	if err != nil {
+		return fail(err)
+	}
 	for _, name := range f.allow {
 		if _, err := heliograph.ParseName(name); err != nil {
 			return fail(fmt.Errorf("--allow: %w", err))
@@ -93,6 +107,13 @@ func (f *nodeFlags) config(talk *screen, role heliograph.Role) (node.Config, err
 	}
 	if f.history < 0 {
 		return fail(fmt.Errorf("--history %s: want a positive duration such as 72h", f.history))
+	}
+	onDivergence, err := node.ParseOnDivergence(f.onDivergence)
+	if err != nil {
+		return fail(fmt.Errorf("--on-divergence %w", err))
+	}
+	if f.verifyInterval < 0 {
+		return fail(fmt.Errorf("--verify-interval %s: want a positive duration such as 1h, or 0", f.verifyInterval))
 	}
 	log, err := newLogger(talk, f.logLevel)
 	if err != nil {
@@ -108,11 +129,36 @@ func (f *nodeFlags) config(talk *screen, role heliograph.Role) (node.Config, err
 	if err != nil {
 		return node.Config{}, err
 	}
+	var clients *certs.Listener
+	if f.clients.Cert != "" {
+		if clients, err = certs.LoadListener(f.clients, certs.Config{Log: log.With("part", "certificates")}); err != nil {
+			return node.Config{}, fmt.Errorf("--client-cert, --client-key and --client-ca: %w", err)
+		}
+	}
 	return node.Config{
+		Reads: reads, ClientTLS: clients, OnDivergence: onDivergence, VerifyInterval: f.verifyInterval,
 		Cluster: cluster, DataDir: f.dataDir,
 		Listen: f.listen, ListenClients: f.listenClients, ListenAdmin: f.listenAdmin, AdvertiseClients: f.advertiseClients,
 		Credentials: credentials, Allow: f.allow, Mode: mode, History: f.history, Log: log,
 	}, nil
+}
+
+// checkClients checks what the flags say of etcd clients.
+func (f *nodeFlags) checkClients() (node.Reads, error) {
+	reads, err := node.ParseReads(f.reads)
+	switch c := f.clients; {
+	case err != nil:
+		return "", fmt.Errorf("--%w", err)
+	case (c.Cert == "") != (c.Key == ""):
+		return "", errors.New("--client-cert and --client-key are needed together")
+	case c.Cert == "" && c.CA != "":
+		return "", errors.New("--client-ca needs --client-cert and --client-key: certificates are shown over TLS only")
+	case reads == node.ReadsClientCertificate && c.CA == "":
+		return "", errors.New("--reads=client-certificate needs --client-cert, --client-key and --client-ca: the CA whose certificates may read")
+	case f.listenClients == "" && (reads != node.ReadsAsSource || c.Cert != ""):
+		return "", errors.New("--reads and --client-cert are about etcd clients, and none are served: add --listen-clients")
+	}
+	return reads, nil
 }
 
 func newLogger(w io.Writer, level string) (*slog.Logger, error) {

@@ -200,7 +200,7 @@ func wantNoData(t *testing.T, dir string) {
 func TestSecondSignalKills(t *testing.T) {
 	pki := newCA(t)
 	// A busy machine may let a node end before the second signal comes.
-	const tries = 10
+	const tries = 60
 	for range tries {
 		node := startNode(t, pki, heliograph.RoleSource, "--etcd", "http://127.0.0.1:1", "--listen-clients", "")
 		node.await(t, "disconnected", func(s heliograph.Status) bool { return s.Status == heliograph.Disconnected })

@@ -110,23 +110,33 @@ func adminClient(admin string) (*http.Client, string, error) {
 }
 
 func fetchStatus(ctx context.Context, client *http.Client, base, admin string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/v1/status", nil)
-	if err != nil {
+	b, code, err := askAdmin(ctx, client, http.MethodGet, base+"/v1/status", admin)
+	switch {
+	case err != nil:
 		return nil, err
+	case code != http.StatusOK || len(b) > maxStatusBytes:
+		return nil, fmt.Errorf("%s answers %d %s: is it a helio node?", admin, code, http.StatusText(code))
+	}
+	return b, nil
+}
+
+// askAdmin asks a node and returns its answer, one byte more than maxStatusBytes
+// at most.
+func askAdmin(ctx context.Context, client *http.Client, method, url, admin string) (body []byte, code int, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, nil)
+	if err != nil {
+		return nil, 0, err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("no node answers at %s: is it running, and is this its --listen-admin? (%w)", admin, errors.Unwrap(err))
+		return nil, 0, fmt.Errorf("no node answers at %s: is it running, and is this its --listen-admin? (%w)", admin, errors.Unwrap(err))
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxStatusBytes+1))
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("status of %s: %w", admin, err)
-	case resp.StatusCode != http.StatusOK || len(b) > maxStatusBytes:
-		return nil, fmt.Errorf("%s answers %s: is it a helio node?", admin, resp.Status)
+	if err != nil {
+		return nil, 0, fmt.Errorf("%s: %w", admin, err)
 	}
-	return b, nil
+	return b, resp.StatusCode, nil
 }
 
 func statusPrinter(output string) (func(io.Writer, []byte) error, error) {
@@ -170,6 +180,9 @@ func printStatus(out io.Writer, s heliograph.Status) error {
 	if s.BytesTotal > 0 {
 		row("SNAPSHOT", "%d of %d bytes, %s left", s.BytesDone, s.BytesTotal, duration(s.ETAMS))
 	}
+	if s.Reads != "" {
+		row("READS", "%s", s.Reads)
+	}
 	row("APPLIED", "%d (durable %d)", s.AppliedRevision, s.DurableRevision)
 	row("HEAD", "%d (%d behind)", s.HeadRevision, s.BehindRevisions)
 	row("COMPACTED", "%d", s.CompactRevision)
@@ -179,6 +192,9 @@ func printStatus(out io.Writer, s heliograph.Status) error {
 		row("VERIFIED", "never")
 	} else {
 		row("VERIFIED", "revision %d, %s ago", s.LastVerifiedRevision, time.Since(s.LastVerifiedAt).Round(time.Second))
+	}
+	if s.LastVerifyResult != "" && s.LastVerifyResult != heliograph.VerifyEqual {
+		row("LAST TRY", "%s, %s ago: %s", s.LastVerifyResult, time.Since(s.LastVerifyAt).Round(time.Second), s.LastVerifyWhy)
 	}
 	if len(s.Downstreams) > 0 {
 		row("MIRRORS", "%d", len(s.Downstreams))

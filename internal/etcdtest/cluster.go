@@ -204,6 +204,13 @@ func (c *Cluster) Etcdctl(tb testing.TB, args ...string) string {
 	return run(tb, "etcdctl", append(flags, args...)...)
 }
 
+// Etcdctl runs etcdctl with arguments of the caller's, endpoints included, and
+// returns what it prints to stdout. The test fails if it fails.
+func Etcdctl(tb testing.TB, args ...string) string {
+	tb.Helper()
+	return run(tb, "etcdctl", args...)
+}
+
 // Save writes a snapshot of the first member to a file and returns its path.
 func (c *Cluster) Save(tb testing.TB) string {
 	tb.Helper()

@@ -15,6 +15,7 @@ type Hello struct {
 	Version     uint16
 	NodeID      string // "" if not said
 	Origin      string // heliograph.Origin of what it holds; "" if not said
+	Proof       heliograph.Proof
 }
 
 // Peer is who the mirror proved to be.
@@ -32,8 +33,9 @@ type Node struct {
 	Allow    []string // names of the mirrors that may follow; empty: every observer
 
 	Origin  heliograph.Origin
-	Applied int64 // 0 while there is no data
-	Floor   int64 // the history is complete above this revision
+	Applied int64   // 0 while there is no data
+	Floor   int64   // the history is complete above this revision
+	History History // nil cannot tell
 
 	Head    int64    // the newest revision that the node's upstream is known to have
 	Fresh   bool     // Head was heard just now
@@ -51,6 +53,9 @@ type Decision struct {
 	Detail   string          // for the mirror's operator; "" if accepted
 	Snapshot bool            // accepted with a snapshot; the entries follow behind it
 	From     int64           // accepted without: the first revision to send
+	// Proven: what the mirror holds was compared with what the source holds, and
+	// is equal. False if they have nothing in common that could be compared.
+	Proven bool
 }
 
 // Accepted reports whether the mirror may follow.
@@ -61,17 +66,20 @@ func (d Decision) Accepted() bool { return d.Code == heliograph.CodeOK }
 // of the cluster, and a mistake that waiting cannot mend is named before a
 // shortage that it can.
 func Decide(h Hello, p Peer, n Node) Decision {
+	proven := false
 	for _, check := range []func(Hello, Peer, Node) Decision{
-		checkPeer, checkNames, checkChain, checkLineage, checkLoad,
+		checkPeer, checkNames, checkChain, checkOrigin, checkHistory, checkPosition, checkLoad,
 	} {
-		if d := check(h, p, n); !d.Accepted() {
+		d := check(h, p, n)
+		if !d.Accepted() {
 			return d
 		}
+		proven = proven || d.Proven
 	}
 	if h.needsSnapshot(n) {
-		return Decision{Snapshot: true}
+		return Decision{Snapshot: true, Proven: proven}
 	}
-	return Decision{From: h.LastApplied + 1}
+	return Decision{From: h.LastApplied + 1, Proven: proven}
 }
 
 // needsSnapshot reports whether the history does not hold what the mirror lacks.
@@ -116,12 +124,18 @@ func checkChain(h Hello, _ Peer, n Node) Decision {
 	return Decision{}
 }
 
-func checkLineage(h Hello, _ Peer, n Node) Decision {
+func checkOrigin(h Hello, _ Peer, n Node) Decision {
 	switch {
 	case n.Applied < 1:
 		return refuse(heliograph.CodeNotReady, "node %s has received no snapshot itself yet", n.NodeID)
 	case h.Origin != "" && h.Origin != n.Origin.String():
 		return refuse(heliograph.CodeDiverged, "the mirror holds %.200s, this node %s: resync the mirror to replace what it holds", h.Origin, n.Origin)
+	}
+	return Decision{}
+}
+
+func checkPosition(h Hello, _ Peer, n Node) Decision {
+	switch {
 	case h.LastApplied <= n.Applied:
 		return Decision{}
 	case n.Fresh && n.Head < h.LastApplied:

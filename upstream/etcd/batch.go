@@ -37,24 +37,31 @@ func (e *encoder) batch(events []*mvccpb.Event) (heliograph.Batch, error) {
 	}
 	arena, records := e.arena[:0], e.records[:0]
 	for i, ev := range events {
-		kv := ev.Kv
-		deleted := ev.Type == mvccpb.Event_DELETE
-		if deleted {
-			kv = &mvccpb.KeyValue{Key: kv.Key}
-		}
-		start := len(arena)
-		arena = heliograph.RevisionKey{Main: rev, Sub: int64(i), Delete: deleted}.Append(arena)
-		middle := len(arena)
+		var record heliograph.Record
 		var err error
-		if arena, err = (proto.MarshalOptions{}).MarshalAppend(arena, kv); err != nil {
+		// Should the arena grow, earlier records keep the old one alive.
+		if arena, record, err = appendRecord(arena, rev, int64(i), ev); err != nil {
 			return heliograph.Batch{}, fmt.Errorf("encode revision %d: %w", rev, err)
 		}
-		// Should the arena grow, earlier records keep the old one alive.
-		records = append(records, heliograph.Record{
-			Key:   arena[start:middle:middle],
-			Value: arena[middle:len(arena):len(arena)],
-		})
+		records = append(records, record)
 	}
 	e.arena, e.records = arena, records
-	return heliograph.Batch{Rev: rev, Records: records}, nil
+	return dropped(heliograph.Batch{Rev: rev, Records: records}), nil
+}
+
+// appendRecord appends the record of an event to dst, which it shares.
+func appendRecord(dst []byte, rev, sub int64, ev *mvccpb.Event) ([]byte, heliograph.Record, error) {
+	kv := ev.Kv
+	deleted := ev.Type == mvccpb.Event_DELETE
+	if deleted {
+		kv = &mvccpb.KeyValue{Key: kv.Key}
+	}
+	start := len(dst)
+	dst = heliograph.RevisionKey{Main: rev, Sub: sub, Delete: deleted}.Append(dst)
+	middle := len(dst)
+	dst, err := (proto.MarshalOptions{}).MarshalAppend(dst, kv)
+	if err != nil {
+		return dst, heliograph.Record{}, err
+	}
+	return dst, heliograph.Record{Key: dst[start:middle:middle], Value: dst[middle:len(dst):len(dst)]}, nil
 }

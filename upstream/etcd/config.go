@@ -35,6 +35,9 @@ type Config struct {
 	// Silence is how long etcd may owe an answer, or events that it must have,
 	// until another member is tried. Zero means 5 s.
 	Silence time.Duration
+	// LearnInterval is how often etcd is asked for what no watch tells: its
+	// leases, and whether it has access control on. Zero means 5 s.
+	LearnInterval time.Duration
 	// SnapshotSilence is how long a snapshot may stand still until it is
 	// given up. Zero means 30 s.
 	SnapshotSilence time.Duration
@@ -88,6 +91,7 @@ func (c Config) resolve() (Config, error) {
 	}{
 		{"PollInterval", &c.PollInterval, 500 * time.Millisecond},
 		{"Silence", &c.Silence, 5 * time.Second},
+		{"LearnInterval", &c.LearnInterval, 5 * time.Second},
 		{"SnapshotSilence", &c.SnapshotSilence, 30 * time.Second},
 		{"RetryBase", &c.RetryBase, 500 * time.Millisecond},
 		{"RetryCap", &c.RetryCap, 30 * time.Second},

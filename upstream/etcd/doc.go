@@ -21,6 +21,13 @@
 // later tiles are held back until the earlier ones are complete, within a
 // budget of bytes: big revisions make for few tiles, small ones for many.
 //
+// # What no watch tells
+//
+// Which leases there are, with their granted TTLs, and whether access control is
+// on, is asked for every few seconds. A lease that a record names and that is not
+// known yet is asked for at once. Whoever follows an old etcd, or one that does
+// not answer this, still follows.
+//
 // # What it trusts
 //
 // A connection is to one member at a time. It is followed only if it is of the

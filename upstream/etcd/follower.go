@@ -22,7 +22,8 @@ import (
 const sliceBytes = 256 << 10
 
 // follower follows etcd over one connection: a goroutine receives the stream,
-// one polls, one watches for silence, and one decides and applies.
+// one polls, one learns leases, one watches for silence, and one decides and
+// applies.
 type follower struct {
 	u       *Upstream
 	c       *connection
@@ -33,6 +34,7 @@ type follower struct {
 	stream    pb.Watch_WatchClient
 	responses chan *pb.WatchResponse
 	poll      *poller
+	leases    *leases
 	waiting   atomic.Int64 // since when the stream is waited for, in Unix nanoseconds; 0 while it is not
 	expected  atomic.Int64 // the first revision that has not come
 
@@ -51,6 +53,7 @@ func newFollower(u *Upstream, c *connection) *follower {
 	}
 	f.tiling = newTiling(f.replica.Applied(), c.head, u.cfg.HeldBytes, u.fragment)
 	f.poll = newPoller(u, c)
+	f.leases = newLeases(u, c)
 	// To serve a watcher that is far behind, etcd reads all that it is behind
 	// by, which can take long: be more patient each time.
 	f.patience = u.cfg.Silence << min(u.silent, 4)
@@ -73,6 +76,7 @@ func (f *follower) run(ctx context.Context) error {
 	defer f.u.metrics.heldBytes.Set(0)
 	group.Go(func() error { return f.receive(ctx) })
 	group.Go(func() error { return f.poll.run(ctx) })
+	group.Go(func() error { return f.leases.run(ctx) })
 	group.Go(func() error { return f.guard(ctx) })
 	group.Go(func() error { return f.follow(ctx) })
 	return group.Wait()
@@ -282,6 +286,7 @@ func (f *follower) apply(ctx context.Context) error {
 		if events == nil {
 			return nil
 		}
+		f.leases.attached(events)
 		batch, err := f.encode.batch(events)
 		if err != nil {
 			return err

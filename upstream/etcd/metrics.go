@@ -13,9 +13,11 @@ type metrics struct {
 	snapshots     prometheus.Counter
 	snapshotBytes prometheus.Counter
 	lost          prometheus.Counter
+	compared      prometheus.Counter
 	fellBehind    prometheus.Counter
 	heldBytes     prometheus.Gauge
 	watchers      prometheus.Gauge
+	leases        prometheus.Counter
 	readSeconds   prometheus.Histogram
 }
 
@@ -31,8 +33,10 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		records:       counter("records_total", "Records in the revisions applied from etcd's watch."),
 		snapshots:     counter("snapshots_total", "Snapshots of etcd that were installed."),
 		snapshotBytes: counter("snapshot_bytes_total", "Bytes of snapshots received from etcd, given up ones included."),
+		compared:      counter("compared_revisions_total", "Revisions re-read from etcd when a connection was made, and found equal."),
 		lost:          counter("connections_lost_total", "Connections to etcd that ended or could not be made."),
 		fellBehind:    counter("watch_fell_behind_total", "Times that the live watch fell behind and the history was read in tiles."),
+		leases:        counter("leases_learned_total", "Leases that were learned from etcd, or learned to have gone."),
 		heldBytes:     gauge("held_bytes", "Bytes of events that wait for earlier revisions."),
 		watchers:      gauge("watchers", "Watchers open on etcd."),
 		readSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -45,8 +49,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	for _, c := range []prometheus.Collector{
-		m.revisions, m.records, m.snapshots, m.snapshotBytes, m.lost, m.fellBehind,
-		m.heldBytes, m.watchers, m.readSeconds,
+		m.revisions, m.records, m.snapshots, m.snapshotBytes, m.lost, m.compared, m.fellBehind,
+		m.heldBytes, m.watchers, m.leases, m.readSeconds,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("config: Metrics: %w", err)

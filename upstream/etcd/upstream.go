@@ -25,6 +25,8 @@ type Upstream struct {
 	version atomic.Pointer[string]
 	running atomic.Bool
 
+	authRevision atomic.Uint64 // as last told by etcd
+
 	// What follows is for the goroutine of Run alone.
 
 	compacted int64 // etcd's compaction revision as far as it is known
@@ -32,6 +34,11 @@ type Upstream struct {
 	gap       int64 // the revision that etcd left out on the last connection; 0 if none
 	fragment  bool  // a response was too big for the last connection
 	silent    int   // connections in a row that ended because no events came
+
+	// What is being learned cannot be at the moment, which has been logged: of
+	// the goroutine that learns it, of which there is one at a time.
+
+	leaseTrouble, authTrouble bool
 }
 
 // New returns an Upstream. It starts nothing.
@@ -71,6 +78,9 @@ func (u *Upstream) Run(ctx context.Context) error {
 }
 
 func (u *Upstream) run(ctx context.Context) error {
+	// What an earlier Run has learned may be of another history: the replica can
+	// have been dropped since.
+	u.compacted, u.snapshot, u.gap, u.fragment, u.silent = 0, false, 0, false, 0
 	pause := backoff{base: u.cfg.RetryBase, cap: u.cfg.RetryCap, endpoints: len(u.cfg.Endpoints)}
 	for i := 0; ; i++ {
 		endpoint := u.cfg.Endpoints[i%len(u.cfg.Endpoints)]
@@ -83,6 +93,7 @@ func (u *Upstream) run(ctx context.Context) error {
 		u.metrics.lost.Inc()
 		u.reads.disconnected(err)
 		u.cfg.Reporter.Lost(err)
+		u.denied(err)
 		if diverged, ok := errors.AsType[*heliograph.DivergedError](err); ok {
 			return diverged
 		}
@@ -94,8 +105,9 @@ func (u *Upstream) run(ctx context.Context) error {
 		if errors.Is(err, errStaleToken) && pause.failures == 0 {
 			i-- // nothing is wrong with that member
 		}
+		// Where access control has just gone on, a new connection logs in.
 		_, denied := errors.AsType[*DeniedError](err)
-		if err := pause.wait(ctx, denied); err != nil {
+		if err := pause.wait(ctx, denied && pause.failures > 0); err != nil {
 			return err
 		}
 	}
@@ -135,9 +147,21 @@ func (u *Upstream) once(ctx context.Context, endpoint string) error {
 	if err := c.check(); err != nil {
 		return err
 	}
+	u.askAuth(ctx, c) // before anybody takes the replica for one that follows
 	u.cfg.Reporter.Connected(endpoint)
 	u.reads.connected(c)
 	u.cfg.Log.Info("etcd connected", "cluster", u.cfg.Cluster, "peer", endpoint, "rev", c.head)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return u.watchAuth(ctx, c) })
+	group.Go(func() error { return u.fill(ctx, c) })
+	return group.Wait()
+}
+
+// fill brings the replica what it lacks, and what is new from then on.
+func (u *Upstream) fill(ctx context.Context, c *connection) error {
+	if err := u.compare(ctx, c); err != nil {
+		return err
+	}
 	if u.snapshot || u.cfg.Replica.Applied() == 0 {
 		if err := u.bootstrap(ctx, c); err != nil {
 			return fmt.Errorf("bootstrap: %w", err)

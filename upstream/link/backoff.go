@@ -12,10 +12,15 @@ type class uint8
 const (
 	none   class = iota // no error
 	quick               // the source asked for a new connection: reconnect within the base
+	soon                // the source is there and says that it is not ready: back off, but not far
 	normal              // may pass by itself: back off
 	slow                // somebody has to mend a configuration: show it, retry slowly
 	fatal               // the histories have diverged: stop
 )
+
+// soonBases bounds the wait for a source that is not ready, in bases. Such a
+// source costs a handshake to ask, and is not yet serving anybody else.
+const soonBases = 4
 
 // backoff decides how long to wait before the next attempt: uniformly random
 // between nothing and a bound that doubles ("full jitter"), so that the mirrors
@@ -53,12 +58,15 @@ func (b *backoff) next(c class) time.Duration {
 		b.fails = 0
 	}
 	b.wasQuick = c == quick
-	bound := b.base
-	for i := 0; i < b.fails && bound < b.cap; i++ {
+	bound, limit := b.base, b.cap
+	if c == soon {
+		limit = min(soonBases*b.base, b.cap)
+	}
+	for i := 0; i < b.fails && bound < limit; i++ {
 		bound *= 2
 	}
 	b.fails++
-	return b.upTo(min(bound, b.cap))
+	return b.upTo(min(bound, limit))
 }
 
 func (b *backoff) upTo(d time.Duration) time.Duration {

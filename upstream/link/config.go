@@ -46,6 +46,7 @@ type Config struct {
 	DialTimeout   time.Duration // for a name's addresses, and for one handshake; zero means 5s
 	AckTimeout    time.Duration // for the source's answer to the hello; zero means 5s
 	ReadTimeout   time.Duration // for the answer to a read index; zero means 10s
+	VerifyTimeout time.Duration // for the answer to a verification; zero means 15m
 	Heartbeat     time.Duration // between heartbeats to the source; zero means 500ms
 	Silence       time.Duration // without a frame from the source, after which it is left; zero means 5s
 	Stall         time.Duration // without bulk though the source is ahead; zero means 10s
@@ -102,6 +103,7 @@ func (c Config) resolved() (Config, error) {
 		{"DialTimeout", &c.DialTimeout, 5 * time.Second},
 		{"AckTimeout", &c.AckTimeout, 5 * time.Second},
 		{"ReadTimeout", &c.ReadTimeout, 10 * time.Second},
+		{"VerifyTimeout", &c.VerifyTimeout, 15 * time.Minute},
 		{"Heartbeat", &c.Heartbeat, 500 * time.Millisecond},
 		{"Silence", &c.Silence, 5 * time.Second},
 		{"Stall", &c.Stall, 10 * time.Second},

@@ -29,6 +29,7 @@ func TestBackoff(t *testing.T) {
 		{normal, 16 * time.Second},
 		{normal, 30 * time.Second},
 		{normal, 30 * time.Second},
+		{soon, 2 * time.Second}, // it is there, and will be ready
 	} {
 		if got := b.next(step.class); got != step.want {
 			t.Errorf("step %d: waits %v, want %v", i, got, step.want)
@@ -65,6 +66,8 @@ func TestClassify(t *testing.T) {
 			want = fatal
 		case c == heliograph.CodeHistoryGone || c == heliograph.CodeReset:
 			want = quick
+		case c == heliograph.CodeNotReady:
+			want = soon
 		case c.Configuration():
 			want = slow
 		}

@@ -27,10 +27,32 @@ func hello(a heliograph.Address, nodeID string, at heliograph.Position) wire.Hel
 		LastAppliedLSN:   at.Rev,
 		ProtocolVersion:  wire.Version,
 		NodeID:           nodeID,
+		Features:         []string{wire.FeatureLeases},
 	}
 	if !at.Origin.IsZero() {
 		h.Origin = at.Origin.String()
 	}
+	return h
+}
+
+// prover is what a replica offers that can show what history it holds. One that
+// cannot is taken at its word.
+type prover interface {
+	// Proof returns digests of the history up to the applied revision.
+	Proof() heliograph.Proof
+}
+
+// prove adds to a hello what its source compares before it sends anything.
+func prove(h wire.Hello, r heliograph.Replica) wire.Hello {
+	p, ok := r.(prover)
+	if !ok || h.LastAppliedLSN < 1 {
+		return h
+	}
+	proof := p.Proof()
+	if proof.Rev != h.LastAppliedLSN {
+		return h // it was replaced meanwhile: nothing is proved
+	}
+	h.Digests, h.Tails = proof.Blocks, proof.Tails
 	return h
 }
 

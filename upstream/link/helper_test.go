@@ -84,6 +84,8 @@ type replica struct {
 	applyErr  func(rev int64) error
 	installAs int64         // what Commit says instead of the snapshot's revision
 	gate      chan struct{} // Apply waits for it, if set
+	leases    []heliograph.LeaseChange
+	auth      []wire.Heartbeat // what it was told of access control
 
 	changing sync.Mutex // held while the replica is changed: by one at a time
 }
@@ -170,6 +172,27 @@ func (r *replica) ReceiveSnapshot(int64) (heliograph.SnapshotReceiver, error) {
 	}
 	r.receiving, r.received = true, nil
 	return (*receiver)(r), nil
+}
+
+func (r *replica) ApplyLeases(c heliograph.LeaseChange) error {
+	defer r.bell.ring()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.applied == 0 {
+		return heliograph.ErrNotReady
+	}
+	slices.SortFunc(c.Put, func(a, b heliograph.Lease) int { return int(a.ID - b.ID) })
+	slices.Sort(c.Removed)
+	r.leases = append(r.leases, c)
+	return nil
+}
+
+func (r *replica) SetAuth(enabled bool, revision uint64) error {
+	defer r.bell.ring()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.auth = append(r.auth, wire.Heartbeat{AuthKnown: true, AuthEnabled: enabled, AuthRevision: revision})
+	return nil
 }
 
 type receiver replica

@@ -99,7 +99,7 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 	if owed == none {
 		return nil
 	}
-	if mend != nil && mend != shown {
+	if mend != nil && mend != shown { //nolint:errorlint // this very error, not one like it
 		l.show(mend)
 	}
 	if !sleep(ctx, retry.next(owed)) {
@@ -204,6 +204,7 @@ func (l *Link) end(s *session, err error) {
 	l.mu.Unlock()
 	l.metrics.connected.Set(0)
 	s.reads.close(fmt.Errorf("%w: %w", ErrDisconnected, err))
+	s.verifies.close(fmt.Errorf("%w: %w", ErrDisconnected, err))
 }
 
 // setPath keeps what a source says stands above it. One that says nothing
@@ -269,7 +270,7 @@ func (l *Link) greet(ctx context.Context, conn *connection, t target) (*session,
 	// Ends the read and the write below when ctx does.
 	stop := context.AfterFunc(ctx, func() { _ = control.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if _, err := control.Write(hello(l.cfg.Address, l.cfg.NodeID, at).AppendFrame(nil)); err != nil {
+	if _, err := control.Write(prove(hello(l.cfg.Address, l.cfg.NodeID, at), l.cfg.Replica).AppendFrame(nil)); err != nil {
 		return nil, fmt.Errorf("hello: %w", err)
 	}
 	frames := wire.NewReader(control, wire.Control)

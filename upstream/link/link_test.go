@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -34,7 +35,8 @@ func TestFreshMirrorGetsSnapshotThenStream(t *testing.T) {
 	w.applied(60)
 
 	c := src.last(t)
-	if got, want := c.hello, (wire.Hello{SourceCluster: "prod-us", SourceDatabaseID: "default", ProtocolVersion: 1, NodeID: nodeID}); got != want {
+	if got, want := c.hello, (wire.Hello{SourceCluster: "prod-us", SourceDatabaseID: "default", ProtocolVersion: 1, NodeID: nodeID,
+		Features: []string{wire.FeatureLeases}}); !reflect.DeepEqual(got, want) {
 		t.Errorf("hello %+v, want %+v", got, want)
 	}
 	w.bell.until(t, "all is acknowledged", func() bool {

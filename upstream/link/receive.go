@@ -38,6 +38,7 @@ func (s *session) receiveBulk(ctx context.Context) error {
 			return fmt.Errorf("snapshot at revision %d: %w", s.plan.snapshotRev, err)
 		}
 	}
+	s.facts.begin()
 	s.acks.start(s.plan.from - 1)
 	wake(s.outgoing)
 	return s.receiveEntries(ctx)

@@ -15,9 +15,9 @@ import (
 	"github.com/heliograph/heliograph/wire"
 )
 
-// session is one accepted connection. Five goroutines share it: one reads
-// control, one writes it, one receives bulk, one passes compaction on, one
-// watches. None of them waits for another's work.
+// session is one accepted connection. Six goroutines share it: one reads control,
+// one writes it, one receives bulk, one passes compaction on, one passes leases
+// and the like on, one watches. None of them waits for another's work.
 type session struct {
 	cfg     *Config
 	link    *Link
@@ -28,9 +28,11 @@ type session struct {
 	ack     wire.HelloAck
 	plan    plan
 
-	vigil *vigil
-	acks  *acks
-	reads *reads
+	vigil    *vigil
+	acks     *acks
+	reads    *reads
+	verifies *verifies
+	facts    *facts
 
 	outgoing   chan struct{} // wakes the writer of control
 	compaction chan struct{} // wakes the one that passes compaction on
@@ -47,6 +49,7 @@ func newSession(l *Link, peer string, conn *connection, control *quic.Stream, fr
 		cfg: &l.cfg, link: l, peer: peer, conn: conn, control: control, frames: frames, ack: ack, plan: p, startRev: at,
 		outgoing:   make(chan struct{}, 1),
 		compaction: make(chan struct{}, 1),
+		facts:      newFacts(),
 	}
 	s.vigil = &vigil{
 		peer: peer, silence: l.cfg.Silence, stall: l.cfg.Stall, snapshotStall: l.cfg.SnapshotStall,
@@ -57,6 +60,7 @@ func newSession(l *Link, peer string, conn *connection, control *quic.Stream, fr
 	}
 	s.acks = &acks{replica: l.cfg.Replica, delay: l.cfg.AckDelay, sync: l.cfg.Mode == heliograph.Sync}
 	s.reads = newReads(func() { wake(s.outgoing) })
+	s.verifies = newVerifies(func() { wake(s.outgoing) })
 	s.applied.Store(at)
 	return s
 }
@@ -77,6 +81,7 @@ func (s *session) run(parent context.Context) error {
 	g.Go(func() error { return s.writeControl(ctx) })
 	g.Go(func() error { return s.receive(ctx) })
 	g.Go(func() error { return s.passCompaction(ctx) })
+	g.Go(func() error { return s.passFacts(ctx) })
 	g.Go(func() error { return s.watch(ctx) })
 	g.Go(func() error {
 		<-ctx.Done()
@@ -116,6 +121,16 @@ func (s *session) readControl() error {
 			var reply wire.ReadIndexReply
 			if reply, err = wire.DecodeReadIndexReply(payload); err == nil {
 				err = s.reads.answer(reply)
+			}
+		case wire.TypeVerifyReply:
+			var reply wire.VerifyReply
+			if reply, err = wire.DecodeVerifyReply(payload); err == nil {
+				err = s.verifies.answer(reply)
+			}
+		case wire.TypeLeases:
+			var frame wire.Leases
+			if frame, err = wire.DecodeLeases(payload); err == nil {
+				err = s.facts.leases(frame)
 			}
 		case wire.TypeGoodbye:
 			var bye wire.Goodbye
@@ -159,6 +174,7 @@ func (s *session) heartbeat(payload []byte) error {
 	}
 	s.cfg.Reporter.Upstream(staleness, h.Why)
 	wake(s.compaction)
+	s.facts.heard(h)
 	return nil
 }
 
@@ -188,6 +204,7 @@ func (s *session) writeControl(ctx context.Context) error {
 			ackAgain.Reset(wait)
 		}
 		buf = s.reads.appendFrames(buf)
+		buf = s.verifies.appendFrames(buf)
 		if len(buf) == 0 {
 			continue
 		}

@@ -112,6 +112,7 @@ type conn struct {
 	ackAt  []time.Time
 	beats  []wire.Heartbeat
 	reads  []uint64
+	checks []uint64 // verify requests
 	bye    *wire.Goodbye
 	silent bool // sends no heartbeats
 	work   sync.WaitGroup
@@ -274,6 +275,12 @@ func (c *conn) listen() {
 				c.t.Error(err)
 			}
 			c.reads = append(c.reads, r.ID)
+		case wire.TypeVerify:
+			v, err := wire.DecodeVerify(payload)
+			if err != nil {
+				c.t.Error(err)
+			}
+			c.checks = append(c.checks, v.ID)
 		case wire.TypeGoodbye:
 			g, err := wire.DecodeGoodbye(payload)
 			if err != nil {

@@ -94,6 +94,8 @@ func classify(err error) class {
 			return fatal
 		case r.Code == heliograph.CodeHistoryGone, r.Code == heliograph.CodeReset:
 			return quick
+		case r.Code == heliograph.CodeNotReady:
+			return soon
 		case r.Code.Configuration():
 			return slow
 		}

@@ -1,0 +1,203 @@
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/heliograph/heliograph"
+	"github.com/heliograph/heliograph/internal/etcdtest"
+	"github.com/heliograph/heliograph/internal/heliotest"
+)
+
+// verifyCommand runs `helio verify` and returns what it prints and its exit code.
+func verifyCommand(t *testing.T, n *heliotest.Node) (out string, code int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	b, err := exec.CommandContext(ctx, heliotest.Binary(t), "verify", "--admin", n.Socket()).CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return string(b), exit.ExitCode()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b), 0
+}
+
+// Every node of a chain verifies against etcd, under load, while etcd compacts, and
+// also if it keeps more history than etcd. Mirrors that ask at the same time share
+// what it costs etcd.
+func TestVerifyUnderLoad(t *testing.T) {
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	client := etcd.Client(t)
+	pki := heliotest.NewPKI(t)
+	source := pki.Source("prod-us", etcd.Endpoints(), "--verify-interval", "1s")
+	relay := pki.Mirror("prod-eu", source, true, "--history", "1h")
+	leaf := pki.Mirror("prod-asia", relay, false)
+	leaf.WaitFollowing()
+	load := fullLoad(t, client)
+	equal := 0
+	for i := range 12 {
+		n := []*heliotest.Node{source, relay, leaf}[i%3]
+		v := n.Verify()
+		switch v.Result {
+		case heliograph.VerifyEqual:
+			equal++
+			if v.Revision < 1 || v.Hash != v.EtcdHash || v.EtcdEndpoint == "" || v.At.IsZero() {
+				t.Errorf("%s: %+v", n.Name(), v)
+			}
+		case heliograph.VerifyUnequal:
+			t.Fatalf("%s: %+v", n.Name(), v)
+		default:
+			t.Logf("%s: %s", n.Name(), v.Why)
+		}
+		compact(t, etcd, max(2, etcd.Revision(t)-int64(1+i*100)))
+	}
+	if equal < 8 {
+		t.Errorf("%d of 12 verifications were possible", equal)
+	}
+	rev := stop(t, etcd, load)
+	leaf.WaitApplied(rev)
+	for _, n := range []*heliotest.Node{source, relay, leaf} {
+		out, code := verifyCommand(t, n)
+		if code != 0 || !strings.Contains(out, "equal") {
+			t.Errorf("%s: exit code %d\n%s", n.Name(), code, out)
+		}
+		s, err := n.Status()
+		if err != nil || s.LastVerifyResult != heliograph.VerifyEqual || s.LastVerifiedRevision < 1 || s.LastVerifyWhy != "" || s.LastVerifiedAt.IsZero() {
+			t.Errorf("%s: status %+v, %v", n.Name(), s, err)
+		}
+		if n.Metric("heliograph_verified_revision") < 1 || n.Metric("heliograph_verified_age_seconds") < 0 {
+			t.Errorf("%s: no verification in the metrics", n.Name())
+		}
+	}
+}
+
+// Row 27: a bit rots in a mirror's file while it runs. Verification finds it; a
+// resync mends it.
+func TestRow27BitRot(t *testing.T) {
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	client := etcd.Client(t)
+	pki := heliotest.NewPKI(t)
+	source := pki.Source("prod-us", etcd.Endpoints())
+	mirror := pki.Mirror("prod-eu", source, false)
+	if _, err := client.Put(t.Context(), "b", marker); err != nil {
+		t.Fatal(err)
+	}
+	rev := put(t, client, "c", 50)
+	mirror.WaitStatus("durable", time.Minute, func(s heliograph.Status) bool { return s.DurableRevision >= rev })
+	if v := mirror.Verify(); v.Result != heliograph.VerifyEqual {
+		t.Fatalf("before: %+v", v)
+	}
+	flip(t, mirror, marker)
+	out, code := verifyCommand(t, mirror)
+	if code != 1 || !strings.Contains(out, "unequal") || !strings.Contains(out, "HashKV at revision") {
+		t.Errorf("exit code %d\n%s", code, out)
+	}
+	requireDiverged(t, mirror, rev, "HashKV at revision")
+	if v := source.Verify(); v.Result != heliograph.VerifyEqual {
+		t.Errorf("the source: %+v", v)
+	}
+	mirror.Resync()
+	heliotest.RequireEqual(t, etcd, put(t, client, "d", 10), source, mirror)
+	if out, code := verifyCommand(t, mirror); code != 0 {
+		t.Errorf("after the resync: exit code %d\n%s", code, out)
+	}
+}
+
+// Row 28: what could not be checked is unknown and not equal, everywhere; and what
+// was proved before keeps its age.
+func TestRow28UnknownIsNotEqual(t *testing.T) {
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	client := etcd.Client(t)
+	pki := heliotest.NewPKI(t)
+	source := pki.Source("prod-us", etcd.Endpoints())
+	mirror := pki.Mirror("prod-eu", source, false, "--verify-interval", "1s")
+	if v := source.Verify(); v.Result == heliograph.VerifyUnequal {
+		t.Errorf("at the start: %+v", v)
+	}
+	mirror.WaitApplied(put(t, client, "a", 100))
+	good := mirror.WaitStatus("verified by itself", time.Minute, func(s heliograph.Status) bool { return s.LastVerifyResult == heliograph.VerifyEqual })
+
+	etcd.Member(0).Kill()
+	source.WaitStatus("without etcd", time.Minute, func(s heliograph.Status) bool { return s.Status != heliograph.Following })
+	for _, n := range []*heliotest.Node{source, mirror} {
+		n.WaitStatus("not verified", 3*time.Minute, func(heliograph.Status) bool { return n.Verify().Result == heliograph.VerifyUnknown })
+		out, code := verifyCommand(t, n)
+		if code != 1 || !strings.Contains(out, "unknown") || strings.Contains(out, "RESULT   equal") {
+			t.Errorf("%s: exit code %d\n%s", n.Name(), code, out)
+		}
+		s, err := n.Status()
+		if err != nil || s.LastVerifyResult != heliograph.VerifyUnknown || s.LastVerifyWhy == "" || s.Status == heliograph.Diverged {
+			t.Errorf("%s: %+v, %v", n.Name(), s, err)
+		}
+	}
+	s, err := mirror.Status()
+	if err != nil || s.LastVerifiedRevision < good.LastVerifiedRevision || s.LastVerifiedAt.Before(good.LastVerifiedAt) {
+		t.Errorf("what was proved is forgotten: %+v, %v", s, err)
+	}
+	if age := mirror.Metric("heliograph_verified_age_seconds"); age <= 0 {
+		t.Errorf("the age of the proof is %v", age)
+	}
+}
+
+// A build that loses one record in ten thousand: verification finds it. That the
+// other tests do find nothing means something only because of this one.
+func TestPlantedLossIsFound(t *testing.T) {
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	client := etcd.Client(t)
+	pki := heliotest.NewPKI(t)
+	for _, tt := range []struct {
+		binary string
+		want   heliograph.VerifyResult
+	}{
+		{heliotest.Binary(t), heliograph.VerifyEqual},
+		{heliotest.Tagged(t, "heliograph_drop"), heliograph.VerifyUnequal},
+	} {
+		source := pki.With(t, tt.binary).Source("prod-us", etcd.Endpoints(), "--verify-interval", "0")
+		source.WaitFollowing()
+		rev := int64(0)
+		for i := range 150 { // 15,000 records, on keys that are written once
+			var ops []clientv3.Op
+			for k := range 100 {
+				ops = append(ops, clientv3.OpPut(fmt.Sprintf("%s/%d/%d", source.Name()+tt.binary, i, k), "v"))
+			}
+			resp, err := client.Txn(t.Context()).Then(ops...).Commit()
+			if err != nil {
+				t.Fatal(err)
+			}
+			rev = resp.Header.Revision
+		}
+		source.WaitApplied(rev)
+		if v := source.Verify(); v.Result != tt.want {
+			t.Errorf("%s: got %+v, want %s", tt.binary, v, tt.want)
+		}
+		source.Kill()
+	}
+}
+
+// A build that does not compare digests takes the mirror that row 2 refuses, and
+// splices two histories. The test of row 2 would fail with it; verification finds
+// what it has done.
+func TestPlantedSpliceIsFound(t *testing.T) {
+	pki := heliotest.NewPKI(t)
+	pki = pki.With(t, heliotest.Tagged(t, "heliograph_nodigest"))
+	_, second, mirror, rev := splice(t, pki)
+	mirror.Start()
+	s := mirror.WaitStatus("following a history that is not its own", time.Minute, func(s heliograph.Status) bool { return s.AppliedRevision > rev })
+	if s.Status == heliograph.Diverged {
+		t.Fatalf("the defect is not planted: %s", s.Why)
+	}
+	second.WaitFollowing()
+	if v := mirror.Verify(); v.Result != heliograph.VerifyUnequal {
+		t.Errorf("verification: %+v", v)
+	}
+	mirror.WaitDiverged()
+}

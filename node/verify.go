@@ -1,0 +1,159 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/heliograph/heliograph"
+	"github.com/heliograph/heliograph/upstream/etcd"
+	"github.com/heliograph/heliograph/upstream/link"
+)
+
+// Tries of one verification: compactions may come between the hashes, and what is
+// not compared at one compaction revision cannot be compared.
+const (
+	verifyTries = 5
+	verifyPause = time.Second
+)
+
+// Verify compares etcd's HashKV with this node's at one revision. It waits for a
+// verification that is under way, or else for a new one. What could not be done is
+// unknown. Run must be running.
+func (n *Node) Verify(ctx context.Context) heliograph.Verification { return n.verifier.ask(ctx, false) }
+
+// tryVerify verifies once, and reports whether to try again.
+type tryVerify func(ctx context.Context) (v heliograph.Verification, again bool)
+
+func newVerifier(n *Node, once tryVerify) *verifier {
+	return &verifier{
+		once: func(ctx context.Context) heliograph.Verification { return n.attempt(ctx, once) },
+		// Who has compacted since has nothing to compare it with.
+		current:  func(v heliograph.Verification) bool { return v.CompactRevision >= n.store.Compacted() },
+		ended:    n.verified,
+		interval: n.cfg.VerifyInterval,
+		wake:     make(chan struct{}, 1),
+	}
+}
+
+// attempt tries until there is a result, or a reason why there is none that will
+// not pass by itself.
+func (n *Node) attempt(ctx context.Context, once tryVerify) heliograph.Verification {
+	generation := n.store.Generation()
+	v, again := once(ctx)
+	for tries := 1; again && tries < verifyTries && pause(ctx, verifyPause); tries++ {
+		v, again = once(ctx)
+	}
+	switch {
+	case n.store.Generation() != generation:
+		return heliograph.Unverified("the contents were replaced meanwhile")
+	case ctx.Err() != nil && v.Result == heliograph.VerifyUnknown:
+		v.Why = fmt.Sprintf("not done within %s: %s", verifyTimeout, v.Why)
+	}
+	return v
+}
+
+// verifyEtcd compares a source node with its etcd.
+func (n *Node) verifyEtcd(ctx context.Context, up *etcd.Upstream) (v heliograph.Verification, again bool) {
+	rev := n.store.Applied()
+	if rev < 1 {
+		return heliograph.Unverified("this node has received no snapshot yet"), false
+	}
+	theirs, err := up.HashKV(ctx, rev)
+	if err != nil {
+		return notHashed(err, rev)
+	}
+	ours, err := n.store.HashAt(ctx, rev, theirs.CompactRevision)
+	if err != nil {
+		return notHashed(err, rev)
+	}
+	return judged(heliograph.Verification{
+		Revision: rev, CompactRevision: theirs.CompactRevision,
+		EtcdHash: theirs.Hash, EtcdEndpoint: theirs.Endpoint, Hash: ours,
+	}), false
+}
+
+// verifyChain compares a mirror with the etcd at the head of its chain.
+func (n *Node) verifyChain(ctx context.Context, up *link.Link) (v heliograph.Verification, again bool) {
+	v = up.Verify(ctx)
+	if v.Result == heliograph.VerifyUnknown {
+		return v, false
+	}
+	if err := n.reach(ctx, v.Revision); err != nil {
+		return heliograph.Unverified(err.Error()), false
+	}
+	ours, err := n.store.HashAt(ctx, v.Revision, v.CompactRevision)
+	if err != nil {
+		return notHashed(err, v.Revision)
+	}
+	v.Hash = ours
+	return judged(v), false
+}
+
+// judged compares the hashes. What a node between holds is that node's trouble.
+func judged(v heliograph.Verification) heliograph.Verification {
+	v.Result, v.Why = heliograph.VerifyEqual, ""
+	if v.Hash != v.EtcdHash {
+		v.Result = heliograph.VerifyUnequal
+		v.Why = fmt.Sprintf("HashKV at revision %d, compacted at %d, is %08x in etcd (%s) and %08x here",
+			v.Revision, v.CompactRevision, v.EtcdHash, v.EtcdEndpoint, v.Hash)
+	}
+	return v
+}
+
+// notHashed is the result where a hash could not be had. That etcd or this node
+// was compacted between the two hashes, or that the member of etcd that was asked
+// is behind, passes.
+func notHashed(err error, rev int64) (v heliograph.Verification, again bool) {
+	if errors.Is(err, heliograph.ErrCompacted) {
+		return heliograph.Unverified(fmt.Sprintf("a compaction came between the hashes at revision %d, or nothing was written since the last one (%v)", rev, err)), true
+	}
+	return heliograph.Unverified(err.Error()), errors.Is(err, heliograph.ErrFutureRevision)
+}
+
+// reach waits until rev is applied.
+func (n *Node) reach(ctx context.Context, rev int64) error {
+	for {
+		changed := n.store.Changed()
+		if n.store.Applied() >= rev {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("this node has applied revision %d, and not yet %d, at which its source has verified", n.store.Applied(), rev)
+		}
+	}
+}
+
+// verified takes the result of a verification.
+func (n *Node) verified(v heliograph.Verification) {
+	n.verifications.WithLabelValues(string(v.Result)).Inc()
+	log := n.cfg.Log.With("part", "verify", "rev", v.Revision, "result", string(v.Result))
+	switch v.Result {
+	case heliograph.VerifyEqual:
+		log.Info("verified", "compacted", v.CompactRevision, "took_ms", v.TookMS)
+	case heliograph.VerifyUnequal:
+		log.Error("verification found a difference", "err", v.Why)
+		select {
+		case n.unequal <- &heliograph.DivergedError{Rev: v.Revision, Why: v.Why +
+			": one of the two is damaged or has missed something; helio resync replaces this copy"}:
+		default: // it is known already
+		}
+	default:
+		log.Warn("not verified", "err", v.Why)
+	}
+}
+
+// pause waits, and reports whether ctx still lasts.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
