@@ -211,7 +211,7 @@ func (t *Tracker) Reset() {
 	t.bootstrapping, t.done, t.total = false, 0, 0
 	t.applied, t.head, t.compacted, t.goal = 0, 0, 0, 0
 	t.marks, t.caughtUp = nil, false
-	t.freshAt, t.rate = time.Time{}, rate{}
+	t.heardAt, t.freshAt, t.rate = time.Time{}, time.Time{}, rate{}
 }
 
 // lagLocked is how long the oldest known revision has been waiting.

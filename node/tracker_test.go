@@ -246,3 +246,26 @@ func TestMarksAreBounded(t *testing.T) {
 		}
 	})
 }
+
+// After a resync nothing of the old replica is left: neither its head nor that it
+// had diverged.
+func TestResetBeginsAnew(t *testing.T) {
+	story(t, func(t *testing.T, tr *node.Tracker) {
+		tr.Diverged(errors.New("another history"))
+		wantState(t, tr, heliograph.Diverged, "another history")
+		tr.Reset()
+		if v := wantState(t, tr, heliograph.Disconnected, ""); v.Head != 0 || v.Staleness != -1 || v.Compacted != 0 {
+			t.Errorf("%+v", v)
+		}
+		tr.Connecting("a:7400")
+		tr.Connected("a:7400")
+		tr.Bootstrapping(5, 10)
+		wantState(t, tr, heliograph.Bootstrapping, "a:7400")
+		tr.Applied(20)
+		tr.Upstream(0, "")
+		tr.Heard(20, 0)
+		if v := wantState(t, tr, heliograph.Following, ""); v.Head != 20 {
+			t.Errorf("%+v", v)
+		}
+	})
+}

@@ -47,10 +47,10 @@ func show(t *testing.T, terminal bool, last heliograph.Status) string {
 		now.Store(&heliograph.Status{Status: heliograph.Disconnected})
 		w := &screen{w: &out, terminal: terminal}
 		p := startProgress(t.Context(), w, func() heliograph.Status { return *now.Load() })
-		time.Sleep(time.Second)
+		time.Sleep(1050 * time.Millisecond) // so that no change falls on a tick
 		start := time.Now()
 		for time.Since(start) < 25*time.Second {
-			done := int64(time.Since(start).Seconds()*(1<<20)) + 1
+			done := time.Since(start).Milliseconds()*1049 + 1 // a little more than 1 MiB/s
 			now.Store(&heliograph.Status{Status: heliograph.Bootstrapping, BytesDone: done, BytesTotal: 25 << 20, ETAMS: -1})
 			time.Sleep(100 * time.Millisecond)
 		}
