@@ -393,7 +393,7 @@ func (n *Node) upstreamName() string {
 // upstreamView is what this node's source tells its mirrors of the way up.
 func (n *Node) upstreamView() source.Upstream {
 	v := n.tracker.View()
-	up := source.Upstream{Head: v.Head, Fresh: v.Fresh, Path: n.path(), Staleness: v.Staleness}
+	up := source.Upstream{Head: v.Head, Path: n.path(), Staleness: v.Staleness}
 	if v.State != heliograph.Following && v.State != heliograph.CatchingUp {
 		up.Why = v.Why
 	}

@@ -228,7 +228,7 @@ type View struct {
 	Why       string // empty only when following
 	Addr      string // of the upstream, as last tried
 	Head      int64
-	Fresh     bool // Head is known from an upstream that is connected and heard
+	Fresh     bool // the upstream is connected and was heard just now
 	Compacted int64
 	Lag       time.Duration
 	Staleness time.Duration // -1 if it was never up to date

@@ -119,6 +119,9 @@ func (s *Server) admit(ctx context.Context, conn *quic.Conn, hello wire.Hello) (
 	// Twice: what reads the history must not hold the lock, and what counts the
 	// mirrors must.
 	d := session.Decide(helloOf(hello), peer, node)
+	if d.Code == heliograph.CodeNotReady && node.Applied > 0 && hello.LastAppliedLSN > node.Applied {
+		d = s.decideAhead(ctx, hello, peer, node)
+	}
 	proven := d.Proven
 
 	s.mu.Lock()
@@ -180,6 +183,19 @@ func (s *Server) spoolEnding(err error) *ending {
 	return end(heliograph.CodeNotReady, "the source cannot make a snapshot")
 }
 
+// decideAhead decides about a mirror that is ahead of this node, which lags
+// behind its origin, or was killed and has to regain its last moments. What the
+// mirror has was there before its hello, so an origin that is asked after the
+// hello and has less is another one. Nothing that was heard earlier can tell that.
+func (s *Server) decideAhead(ctx context.Context, hello wire.Hello, peer session.Peer, node session.Node) session.Decision {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.SnapshotWait)
+	defer cancel()
+	if head, err := s.cfg.ReadIndex(ctx); err == nil {
+		node.Head, node.Fresh = head, true
+	}
+	return session.Decide(helloOf(hello), peer, node)
+}
+
 // node returns what the decision needs to know of this node.
 func (s *Server) node() session.Node {
 	up := s.cfg.Upstream()
@@ -193,8 +209,6 @@ func (s *Server) node() session.Node {
 		Applied:        s.cfg.Replica.Applied(),
 		Floor:          s.cfg.Replica.Floor(),
 		History:        s.cfg.Replica,
-		Head:           up.Head,
-		Fresh:          up.Fresh,
 		Path:           up.Path,
 		MaxPath:        wire.MaxPath,
 		MaxMirrors:     s.cfg.MaxMirrors,

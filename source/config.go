@@ -56,7 +56,6 @@ type Replica interface {
 // Upstream is what the node knows of its own upstream.
 type Upstream struct {
 	Head      int64         // the newest revision that it is known to have; 0 if none is
-	Fresh     bool          // Head was heard just now
 	Path      []string      // node ids from the origin's source node down to the upstream; empty beside etcd
 	Staleness time.Duration // how old the node's data may be; -1 if it cannot tell
 	Why       string        // why the node does not follow; "" if it does

@@ -65,10 +65,23 @@ func TestRefusals(t *testing.T) {
 		{name: "other origin", hello: func(h *wire.Hello) { h.Origin = "prod-us/default@1" }, want: heliograph.CodeDiverged},
 		{name: "ahead of the origin", hello: func(h *wire.Hello) { h.LastAppliedLSN = 99 }, want: heliograph.CodeDiverged},
 		{
-			name:   "ahead of a source that has not heard from etcd",
-			config: func(c *source.Config) { c.Upstream = nil },
-			hello:  func(h *wire.Hello) { h.LastAppliedLSN = 99 },
-			want:   heliograph.CodeNotReady,
+			name: "ahead of a source that cannot ask etcd",
+			config: func(c *source.Config) {
+				c.ReadIndex = func(context.Context) (int64, error) { return 0, errors.New("etcd is away") }
+			},
+			hello: func(h *wire.Hello) { h.LastAppliedLSN = 99 },
+			want:  heliograph.CodeNotReady,
+		},
+		{
+			// A source node that was killed is behind, and what it has heard of
+			// etcd may be older than what the mirror has. Calling that diverged
+			// would stop a good mirror for good.
+			name: "ahead of a source whose etcd has it",
+			config: func(c *source.Config) {
+				c.ReadIndex = func(context.Context) (int64, error) { return 99, nil }
+			},
+			hello: func(h *wire.Hello) { h.LastAppliedLSN = 99 },
+			want:  heliograph.CodeNotReady,
 		},
 		{name: "no data", config: func(c *source.Config) { c.Replica = newMemory(0) }, want: heliograph.CodeNotReady},
 	}

@@ -143,7 +143,7 @@ func startOn(t testing.TB, socket net.PacketConn, replica *memory, change func(*
 		},
 		Identify: identify,
 		Upstream: func() source.Upstream {
-			return source.Upstream{Head: replica.Applied(), Fresh: true, Path: []string{"top"}}
+			return source.Upstream{Head: replica.Applied(), Path: []string{"top"}}
 		},
 		ReadIndex: func(context.Context) (int64, error) { return replica.Applied(), nil },
 		Metrics:   w.metrics,

@@ -169,41 +169,29 @@ func (s *Store) Proof() heliograph.Proof {
 	return heliograph.Proof{Rev: t.at, Blocks: choose(t.blocks), Tails: s.tails(t)}
 }
 
+// digestBytes bounds what is read to answer for one digest, or for the tails of a
+// proof: a handshake must not take long, however large the values are.
+const digestBytes = 8 << 20
+
 // tails returns the digest of the open block, which was counted when its records
-// were applied, and those of the last 1024, 256, 64, 16, 4 and 1 revisions as they
-// are read back, as far as the history reaches: the longest is cut at its floor.
+// were applied, and those of the last 1, 4, 16, 64, 256 and 1024 revisions as they
+// are read back, as far as the history and digestBytes reach.
 func (s *Store) tails(t tally) (tails []heliograph.TailDigest) {
-	var starts []int64
-	floor := s.Floor()
-	for n := int64(heliograph.DigestBlock); n >= 1; n /= 4 {
-		from := max(t.at-n+1, floor+1, firstRev)
-		if from <= t.at && (len(starts) == 0 || from > starts[len(starts)-1]) {
-			starts = append(starts, from)
+	floor, budget := max(s.Floor(), firstRev-1), int64(digestBytes)
+	sum, from := uint64(0), t.at+1
+	for n := int64(1); n <= heliograph.DigestBlock && from > floor+1; n *= 4 {
+		next := max(t.at-n+1, floor+1)
+		more, err := s.sum(next, from-1, &budget)
+		if err != nil {
+			break // too much, or compacted just now: a shorter one has to do
 		}
-	}
-	if len(starts) > 0 {
-		sums := make([]uint64, len(starts))
-		_, err := s.History(starts[0], math.MaxInt, func(key, value []byte) error {
-			rev := int64(binary.BigEndian.Uint64(key))
-			if rev > t.at {
-				return errStop
-			}
-			sum := recordDigest(key, value)
-			for i := 0; i < len(starts) && starts[i] <= rev; i++ {
-				sums[i] += sum
-			}
-			return nil
-		})
-		if err == nil || errors.Is(err, errStop) {
-			for i, from := range starts {
-				tails = append(tails, heliograph.TailDigest{From: from, Sum: sums[i]})
-			}
-		} // else it was compacted just now: what was counted has to do
+		sum, from = sum+more, next
+		tails = append(tails, heliograph.TailDigest{From: from, Sum: sum})
 	}
 	if t.from <= t.at && !slices.ContainsFunc(tails, func(d heliograph.TailDigest) bool { return d.From == t.from }) {
 		tails = append(tails, heliograph.TailDigest{From: t.from, Sum: t.sum})
-		slices.SortFunc(tails, func(a, b heliograph.TailDigest) int { return cmp.Compare(a.From, b.From) })
 	}
+	slices.SortFunc(tails, func(a, b heliograph.TailDigest) int { return cmp.Compare(a.From, b.From) })
 	return tails
 }
 
@@ -254,13 +242,21 @@ func (s *Store) DigestAt(block int64) (sum uint64, ok bool) {
 	return c.digests.seen.block(block)
 }
 
-var errStop = errors.New("enough")
+var (
+	errStop    = errors.New("enough")
+	errTooMuch = fmt.Errorf("digest of more than %d bytes", digestBytes)
+)
 
 // Digest returns the digest of the revisions [from, to], at most
 // heliograph.DigestBlock of them. It reads them, or those that follow them in
-// their block, whichever is in the history and shorter. The errors are
-// heliograph.ErrCompacted, ErrFutureRevision, ErrNotReady and ErrClosed.
+// their block, whichever is in the history and shorter, and gives up when they are
+// more than 8 MiB. The errors are heliograph.ErrCompacted, ErrFutureRevision,
+// ErrNotReady and ErrClosed.
 func (s *Store) Digest(from, to int64) (uint64, error) {
+	return s.digest(from, to, digestBytes)
+}
+
+func (s *Store) digest(from, to, budget int64) (uint64, error) {
 	from = max(from, firstRev)
 	if to < from || to-from >= heliograph.DigestBlock {
 		return 0, fmt.Errorf("digest of revisions %d to %d: want 1 to %d of them", from, to, heliograph.DigestBlock)
@@ -276,10 +272,10 @@ func (s *Store) Digest(from, to int64) (uint64, error) {
 	}
 	whole, end, ok := t.span(from, to)
 	if ok && (end-to <= to-from || c.floor.Load() >= from) {
-		rest, err := s.sum(to+1, end)
+		rest, err := s.sum(to+1, end, &budget)
 		return whole - rest, err
 	}
-	return s.sum(from, to)
+	return s.sum(from, to, &budget)
 }
 
 // span returns the digest of [from, end], where end is the end of the block in
@@ -294,14 +290,18 @@ func (t *tally) span(from, to int64) (sum uint64, end int64, ok bool) {
 	return sum, b.Last(), ok && from == max(b.First(), firstRev)
 }
 
-// sum adds up the records of the revisions [from, to] in the history.
-func (s *Store) sum(from, to int64) (sum uint64, err error) {
+// sum adds up the records of the revisions [from, to] in the history, and takes
+// their bytes off the budget; errTooMuch if that is used up.
+func (s *Store) sum(from, to int64, budget *int64) (sum uint64, err error) {
 	if from > to {
 		return 0, nil
 	}
 	_, err = s.History(from, math.MaxInt, func(key, value []byte) error {
 		if rev := int64(binary.BigEndian.Uint64(key)); rev > to {
 			return errStop
+		}
+		if *budget -= int64(len(key) + len(value)); *budget < 0 {
+			return errTooMuch
 		}
 		sum += recordDigest(key, value)
 		return nil
@@ -322,7 +322,7 @@ func (s *Store) floorAt(rev int64) tally {
 		return t
 	}
 	var err error
-	if t.sum, err = s.Digest(t.from, rev); err != nil {
+	if t.sum, err = s.digest(t.from, rev, math.MaxInt64); err != nil {
 		return tally{}
 	}
 	return t

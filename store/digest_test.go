@@ -284,3 +284,24 @@ func benchStore(b *testing.B, revs int64) *store.Store {
 	}
 	return st
 }
+
+// A proof does not read all of what is large, and is one all the same.
+func TestProofOfLargeValues(t *testing.T) {
+	src := newSource(t)
+	st := newStore(t, store.Config{})
+	mustReceive(t, st, src.snapshot())
+	large := strings.Repeat("x", 1<<20)
+	for range 20 {
+		src.put("a", large)
+	}
+	follow(t, st, src)
+	p := st.Proof()
+	want := []heliograph.TailDigest{{From: 2, Sum: digestOf(src, 2, 21)}, {From: 18, Sum: digestOf(src, 18, 21)}, {From: 21, Sum: digestOf(src, 21, 21)}}
+	if !slices.Equal(p.Tails, want) {
+		t.Errorf("tails %v, want %v", p.Tails, want)
+	}
+	wantDigest(t, st, 2, 20, digestOf(src, 2, 20)) // what follows is short
+	if _, err := st.Digest(5, 17); err == nil {
+		t.Error("a digest of 13 MiB")
+	}
+}

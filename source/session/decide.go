@@ -37,8 +37,8 @@ type Node struct {
 	Floor   int64   // the history is complete above this revision
 	History History // nil cannot tell
 
-	Head    int64    // the newest revision that the node's upstream is known to have
-	Fresh   bool     // Head was heard just now
+	Head    int64    // the origin's newest revision, asked for after the hello
+	Fresh   bool     // Head is known
 	Path    []string // node ids from the origin down to the node's upstream
 	MaxPath int      // the longest path, this node included, that the protocol can say
 
