@@ -68,10 +68,13 @@ func (n *Node) verifyEtcd(ctx context.Context, up *etcd.Upstream) (v heliograph.
 	if err != nil {
 		return notHashed(err, rev)
 	}
-	return judged(heliograph.Verification{
+	v = judged(heliograph.Verification{
 		Revision: rev, CompactRevision: theirs.CompactRevision,
 		EtcdHash: theirs.Hash, EtcdEndpoint: theirs.Endpoint, Hash: ours,
-	}), false
+	})
+	// A difference has to last: while a compaction is under way, and no key is
+	// left at its revision, etcd hashes records that are about to go.
+	return v, v.Result == heliograph.VerifyUnequal
 }
 
 // verifyChain compares a mirror with the etcd at the head of its chain.
@@ -88,7 +91,8 @@ func (n *Node) verifyChain(ctx context.Context, up *link.Link) (v heliograph.Ver
 		return notHashed(err, v.Revision)
 	}
 	v.Hash = ours
-	return judged(v), false
+	v = judged(v)
+	return v, v.Result == heliograph.VerifyUnequal // a difference has to last
 }
 
 // judged compares the hashes. What a node between holds is that node's trouble.

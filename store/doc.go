@@ -21,6 +21,10 @@
 // that is started on the file finds it; see [Store.ApplyLeases] and
 // [Store.LeasesSince]. Nothing expires here.
 //
+// Digests of blocks of revisions tell whether two stores hold the same history,
+// whatever either has compacted: [Store.Proof], [Store.Digest]. [Store.Reset]
+// drops the contents, so that another history may come.
+//
 // # Promises
 //
 // A batch is checked against the history before anything is written: what MVCC
@@ -32,7 +36,11 @@
 // leaves a whole revision, never below [Store.Durable].
 //
 // A received snapshot is checked, completed and made durable under another
-// name. A crash leaves the old contents or the new ones, never a mixture.
+// name. A crash leaves the old contents or the new ones, never a mixture. It
+// replaces contents only if both are of one history, record by record.
+//
+// A file whose records are not those that were applied is noticed at Open, as far
+// as they have not been compacted: see [Store.Damaged].
 //
 // A failed write or fsync of the contents ends the process, as it does in etcd:
 // after it nobody knows what is on the disk. So that a full disk does not come
