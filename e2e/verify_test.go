@@ -123,6 +123,7 @@ func TestRow28UnknownIsNotEqual(t *testing.T) {
 	pki := heliotest.NewPKI(t)
 	source := pki.Source("prod-us", etcd.Endpoints())
 	mirror := pki.Mirror("prod-eu", source, false, "--verify-interval", "1s")
+	source.WaitStatus("answering", time.Minute, func(heliograph.Status) bool { return true })
 	if v := source.Verify(); v.Result == heliograph.VerifyUnequal {
 		t.Errorf("at the start: %+v", v)
 	}
