@@ -97,7 +97,11 @@ func Fill(tb testing.TB, client *clientv3.Client, n int) int64 {
 	for i := range opts.Workers {
 		w := newWriter(client, opts, uint64(i))
 		workers.Go(func() {
-			for left.Add(-1) >= 0 {
+			for {
+				if left.Add(-1) < 0 {
+					left.Add(1) // the others may have to give theirs back
+					return
+				}
 				made, err := w.write(ctx)
 				if err != nil {
 					once.Do(func() { failure = err; cancel() })

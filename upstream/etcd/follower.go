@@ -51,7 +51,7 @@ func newFollower(u *Upstream, c *connection) *follower {
 		replica:   u.cfg.Replica,
 		responses: make(chan *pb.WatchResponse),
 	}
-	f.tiling = newTiling(f.replica.Applied(), c.head, u.cfg.HeldBytes, u.fragment)
+	f.tiling = newTiling(f.replica.Applied(), c.head, u.cfg.HeldBytes, u.tooBig > 0)
 	f.poll = newPoller(u, c)
 	f.leases = newLeases(u, c)
 	// To serve a watcher that is far behind, etcd reads all that it is behind
@@ -84,12 +84,16 @@ func (f *follower) run(ctx context.Context) error {
 
 // responseLimit returns how big a response may be. One that is bigger is refused
 // before there is memory for it, and asked for in fragments next time. Even so
-// etcd may send one whole that it had ready too soon.
+// etcd may send one whole now and then, when it has it ready before it has noted
+// that fragments are wanted: that is refused too. A fragment holds one event at
+// least, however big that is, so every further refusal makes the limit four times
+// as high.
 func (f *follower) responseLimit() int {
-	if f.u.fragment {
-		return maxResponseBytes
+	limit := max(f.u.cfg.HeldBytes, minResponseBytes)
+	for refused := f.u.tooBig; refused > 1 && limit < maxResponseBytes; refused-- {
+		limit *= 4
 	}
-	return int(min(max(f.u.cfg.HeldBytes, minResponseBytes), maxResponseBytes))
+	return int(min(limit, maxResponseBytes))
 }
 
 // receive hands on what the stream brings, one response at a time: when follow
@@ -308,7 +312,7 @@ func (f *follower) apply(ctx context.Context) error {
 		if err := f.replica.Apply(batch); err != nil {
 			return fmt.Errorf("apply revision %d: %w", batch.Rev, err)
 		}
-		f.u.gap, f.u.silent, f.u.fragment = 0, 0, false
+		f.u.gap, f.u.silent, f.u.tooBig = 0, 0, 0
 		f.u.metrics.revisions.Inc()
 		f.u.metrics.records.Add(float64(len(batch.Records)))
 		f.u.cfg.Reporter.Applied(batch.Rev)

@@ -32,7 +32,7 @@ type Upstream struct {
 	compacted int64 // etcd's compaction revision as far as it is known
 	snapshot  bool  // the next connection begins with a snapshot
 	gap       int64 // the revision that etcd left out on the last connection; 0 if none
-	fragment  bool  // a response was too big for the last connection
+	tooBig    int   // connections since the last revision that ended because a response was too big
 	silent    int   // connections in a row that ended because no events came
 
 	// What is being learned cannot be at the moment, which has been logged: of
@@ -80,7 +80,7 @@ func (u *Upstream) Run(ctx context.Context) error {
 func (u *Upstream) run(ctx context.Context) error {
 	// What an earlier Run has learned may be of another history: the replica can
 	// have been dropped since.
-	u.compacted, u.snapshot, u.gap, u.fragment, u.silent = 0, false, 0, false, 0
+	u.compacted, u.snapshot, u.gap, u.tooBig, u.silent = 0, false, 0, 0, 0
 	pause := backoff{base: u.cfg.RetryBase, cap: u.cfg.RetryCap, endpoints: len(u.cfg.Endpoints)}
 	for i := 0; ; i++ {
 		endpoint := u.cfg.Endpoints[i%len(u.cfg.Endpoints)]
@@ -119,12 +119,12 @@ func (u *Upstream) learn(err error) {
 		u.snapshot = true
 	}
 	if errors.Is(err, errResponseTooBig) {
-		u.fragment = true
+		u.tooBig++
 	}
 	if _, ok := errors.AsType[*silentError](err); ok {
 		u.silent++
 		// Cutting many small events into fragments takes etcd for ever.
-		u.snapshot = u.snapshot || u.fragment
+		u.snapshot = u.snapshot || u.tooBig > 0
 	}
 	gap, ok := errors.AsType[*gapError](err)
 	switch {
@@ -166,7 +166,7 @@ func (u *Upstream) fill(ctx context.Context, c *connection) error {
 		if err := u.bootstrap(ctx, c); err != nil {
 			return fmt.Errorf("bootstrap: %w", err)
 		}
-		u.snapshot, u.gap, u.silent, u.fragment = false, 0, 0, false
+		u.snapshot, u.gap, u.silent, u.tooBig = false, 0, 0, 0
 	}
 	u.compacted = max(u.compacted, u.cfg.Replica.Compacted())
 	return newFollower(u, c).run(ctx)
