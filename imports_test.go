@@ -31,8 +31,8 @@ var mayImport = map[string][]string{
 	"certs":          {""},
 	"promote":        {"", "internal/zaplog"},
 	"node": {"", "wire", "store", "upstream/etcd", "upstream/link", "source", "source/session",
-		"readapi", "certs"},
-	"cmd/helio":       {"", "wire", "node", "certs", "internal/zaplog"},
+		"readapi", "certs", "promote"},
+	"cmd/helio":       {"", "wire", "node", "certs", "promote", "internal/zaplog"},
 	"internal/zaplog": {},
 }
 

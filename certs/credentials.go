@@ -19,6 +19,7 @@ const DefaultPoll = 5 * time.Second
 // Config holds what Credentials may be given; the zero Config is good.
 type Config struct {
 	Poll    time.Duration         // between two looks at the files; zero means DefaultPoll
+	Dialled bool                  // the node is dialled: its certificate must be good for that even if its role is mirror
 	Log     *slog.Logger          // nil discards
 	Metrics prometheus.Registerer // nil: a caller may register the Credentials itself
 }
@@ -35,7 +36,8 @@ type Credentials struct {
 }
 
 // Load reads and checks files. They must be a pair with exactly one identity,
-// be valid now, and be signed by a CA of the CA file for what the role does.
+// be valid now, and be signed by a CA of the CA file for what the role does, and
+// for being dialled with cfg.Dialled.
 // cfg.Metrics, if any, must not have Credentials yet.
 func Load(files Files, cfg Config) (*Credentials, error) {
 	if cfg.Poll < 0 {
@@ -51,7 +53,7 @@ func Load(files Files, cfg Config) (*Credentials, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := newMaterial(files, from, time.Now())
+	m, err := newMaterial(files, from, cfg.Dialled, time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +106,7 @@ func (c *Credentials) reload() (changed bool, err error) {
 	if from.equal(current.from) {
 		return false, nil
 	}
-	m, err := newMaterial(c.files, from, time.Now())
+	m, err := newMaterial(c.files, from, c.cfg.Dialled, time.Now())
 	if err != nil {
 		return false, err
 	}
@@ -118,6 +120,10 @@ func (c *Credentials) reload() (changed bool, err error) {
 
 // Identity returns who the node is.
 func (c *Credentials) Identity() heliograph.Identity { return c.current.Load().identity }
+
+// Dialled reports whether the files were, and will be, checked to be good for being
+// dialled.
+func (c *Credentials) Dialled() bool { return c.cfg.Dialled || c.Identity().Role.Serves() }
 
 // NotAfter returns when peers stop to accept the node's certificate: its own
 // end, or that of the CA that signed it if that is earlier.

@@ -63,7 +63,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"expired", forge(t, ca, sourceURI, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), []string{"expired at", "issue it again"}},
 		{"not valid yet", forge(t, ca, sourceURI, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), []string{"not valid before", "check the clock"}},
 		{"domain the CA may not sign", forge(t, ca, "spiffe://example.org/heliograph/prod-us/source/n1", nil), []string{"not permitted"}},
-		{"no server usage", forge(t, ca, sourceURI, func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[:1] }), []string{"lacks an extended key usage", "source"}},
+		{"no server usage", forge(t, ca, sourceURI, func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[:1] }), []string{"lacks the extended key usage for being dialled", "--cluster prod-us --role source --name n1"}},
 		{"no server name", forge(t, ca, sourceURI, func(c *x509.Certificate) { c.DNSNames = []string{"prod-eu"} }), []string{`its cluster "prod-us"`}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -73,6 +73,47 @@ func TestLoadRefuses(t *testing.T) {
 	}
 	_, err := certs.Load(good, certs.Config{Poll: -1})
 	wantError(t, err, "Poll")
+}
+
+// clientOnly is what Issue used to give mirrors: good for dialling, and no more.
+func clientOnly(c *x509.Certificate) { c.ExtKeyUsage, c.DNSNames = c.ExtKeyUsage[:1], nil }
+
+// A mirror's certificate of old goes on to work for what it was issued for. One that
+// is to be dialled needs a new one, at the start and at every reload.
+func TestDialled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "")
+		old := forge(t, ca, mirrorURI, clientOnly)
+		if c := load(t, old); c.Dialled() {
+			t.Error("a certificate for dialling only counts as one for being dialled")
+		}
+		dialled := certs.Config{Dialled: true}
+		_, err := certs.Load(old, dialled)
+		wantError(t, err, "lacks the extended key usage for being dialled", "helio certs issue --cluster prod-eu --role mirror --name m1")
+		_, err = certs.Load(forge(t, ca, mirrorURI, func(c *x509.Certificate) { c.DNSNames = nil }), dialled)
+		wantError(t, err, `its cluster "prod-eu" as a DNS name`, "issue it again")
+		_, err = certs.Load(issue(t, ca, "prod-eu", heliograph.RoleOperator, "ops"), dialled)
+		wantError(t, err, "for an operator", "certificate of a node")
+
+		files := issue(t, ca, "prod-eu", heliograph.RoleMirror, "m1")
+		var log bytes.Buffer
+		c, err := certs.Load(files, certs.Config{Dialled: true, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if err != nil || !c.Dialled() {
+			t.Fatalf("%v, or not for being dialled", err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- c.Run(ctx) }() // waited for below
+		held := c.NotAfter()
+		write(t, files.Cert, read(t, old.Cert))
+		write(t, files.Key, read(t, old.Key))
+		poll()
+		if !c.NotAfter().Equal(held) || !strings.Contains(log.String(), "being dialled") {
+			t.Errorf("a certificate for dialling only was taken: %s", log.String())
+		}
+		cancel()
+		<-done
+	})
 }
 
 // In ten years and a day: the leaf is good, the CA that signed it is not.

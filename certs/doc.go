@@ -15,7 +15,10 @@
 // by a CA of the CA file alone (never of the system), not expired, with exactly
 // one URI SAN that is an identity of the node's own domain. A common name is
 // never looked at. A node dials only a source or relay of the cluster that it
-// means to reach.
+// means to reach ([Credentials.ClientTLS]); for the admin API, any of its nodes
+// ([Credentials.AdminTLS]). Certificates of all nodes are issued for being dialled,
+// and carry the cluster as a DNS name: the role alone keeps a mirror from being
+// followed.
 //
 // Files are read again every few seconds. New ones that pass the checks of Load
 // take effect at the next handshake, so a leaf is rotated by issuing it again,

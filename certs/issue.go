@@ -46,7 +46,7 @@ func (c IssueConfig) Validate() error {
 	if _, err := heliograph.ParseRole(string(c.Role)); err != nil {
 		return fmt.Errorf("Role: %w", err)
 	}
-	if c.Role.Serves() && !validHost(string(c.Cluster)) {
+	if dialled(c.Role) && !validHost(string(c.Cluster)) {
 		return fmt.Errorf("Cluster: %q cannot be a server name, which a %s needs: an IP address and a part that begins with '-' cannot", c.Cluster, c.Role)
 	}
 	if _, err := heliograph.ParseName(c.Name); err != nil {
@@ -135,7 +135,7 @@ func Issue(c IssueConfig) (Files, error) {
 		return Files{}, fmt.Errorf("sign certificate: %w", err)
 	}
 	made := contents{cert: certPEM(der), key: keyPEM, ca: ca.pem}
-	if _, err := newMaterial(files, made, now); err != nil {
+	if _, err := newMaterial(files, made, dialled(c.Role), now); err != nil {
 		return Files{}, fmt.Errorf("the new certificate would be refused: %w", err)
 	}
 	// The certificate first: after a crash between the two it says whose the
@@ -163,11 +163,11 @@ func (c IssueConfig) template(identity heliograph.Identity, now time.Time) (*x50
 		NotBefore:             now.Add(-backdate),
 		NotAfter:              now.Add(lifetime),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:           usages(c.Role),
+		ExtKeyUsage:           usages(dialled(c.Role)),
 		BasicConstraintsValid: true,
 		URIs:                  []*url.URL{uri},
 	}
-	if c.Role.Serves() {
+	if dialled(c.Role) {
 		t.DNSNames = append(t.DNSNames, string(c.Cluster))
 	}
 	for _, host := range c.Hosts {
@@ -180,14 +180,10 @@ func (c IssueConfig) template(identity heliograph.Identity, now time.Time) (*x50
 	return t, nil
 }
 
-// usages returns what a certificate of the role may be used for: all dial, only
-// some are dialled.
-func usages(r heliograph.Role) []x509.ExtKeyUsage {
-	if r.Serves() {
-		return []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
-	}
-	return []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-}
+// dialled reports whether certificates of the role are issued for being dialled:
+// those of all nodes, since operators dial each of them. That a mirror is not
+// followed is told from its role, by who dials: see [Credentials.ClientTLS].
+func dialled(r heliograph.Role) bool { return r != heliograph.RoleOperator }
 
 // checkOverwrite lets files be written that do not exist, or are the identity's.
 func checkOverwrite(files Files, identity heliograph.Identity) error {
@@ -205,7 +201,7 @@ func checkOverwrite(files Files, identity heliograph.Identity) error {
 	if err != nil {
 		return fmt.Errorf("%s exists and is not overwritten: %w", files.Cert, err)
 	}
-	held, err := identityOf(certs[0])
+	held, err := IdentityOf(certs[0])
 	if err != nil {
 		return fmt.Errorf("%s exists and is not overwritten: %w", files.Cert, err)
 	}

@@ -84,7 +84,7 @@ func TestIssue(t *testing.T) {
 	}{
 		{heliograph.RoleSource, []string{"prod-us", "node.example.com"}, both},
 		{heliograph.RoleRelay, []string{"prod-us", "node.example.com"}, both},
-		{heliograph.RoleMirror, []string{"node.example.com"}, both[:1]},
+		{heliograph.RoleMirror, []string{"prod-us", "node.example.com"}, both},
 		{heliograph.RoleOperator, []string{"node.example.com"}, both[:1]},
 	} {
 		t.Run(string(test.role), func(t *testing.T) {
@@ -210,6 +210,7 @@ func TestIssueRefusesConfig(t *testing.T) {
 		{"Cluster:", func(c *certs.IssueConfig) { c.Cluster = "a/b" }},
 		{"cannot be a server name", func(c *certs.IssueConfig) { c.Cluster = "10.0.0.1" }},
 		{"cannot be a server name", func(c *certs.IssueConfig) { c.Cluster = "a.-b" }},
+		{"cannot be a server name", func(c *certs.IssueConfig) { c.Cluster, c.Role = "10.0.0.1", heliograph.RoleMirror }},
 		{"Role:", func(c *certs.IssueConfig) { c.Role = "voter" }},
 		{"Name:", func(c *certs.IssueConfig) { c.Name = "../n1" }},
 		{"taken by the files of the CA", func(c *certs.IssueConfig) { c.Name = "ca" }},

@@ -126,6 +126,9 @@ func (l *Listener) TLS() *tls.Config {
 	return conf
 }
 
+// Files returns the files that the listener was loaded from.
+func (l *Listener) Files() ListenerFiles { return l.files }
+
 // VerifiesClients reports whether clients are asked for certificates.
 func (l *Listener) VerifiesClients() bool { return l.files.CA != "" }
 

@@ -22,7 +22,8 @@ type material struct {
 
 // newMaterial checks files as they would be used at now. Each failure is a
 // sentence of its own that says what to do.
-func newMaterial(files Files, from contents, now time.Time) (*material, error) {
+// With dialled, it must be good for a node that others dial whatever its role.
+func newMaterial(files Files, from contents, dialled bool, now time.Time) (*material, error) {
 	certs, err := parseCertificates(files.Cert, from.cert)
 	if err != nil {
 		return nil, err
@@ -37,7 +38,7 @@ func newMaterial(files Files, from contents, now time.Time) (*material, error) {
 			files.Cert, files.Key, err)
 	}
 	pair.Leaf = leaf
-	identity, err := identityOf(leaf)
+	identity, err := IdentityOf(leaf)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; issue it with helio certs issue", files.Cert, err)
 	}
@@ -51,11 +52,14 @@ func newMaterial(files Files, from contents, now time.Time) (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	chains, err := verifyLeaf(files, identity.Role, certs, roots, now)
+	if dialled = dialled || identity.Role.Serves(); dialled && identity.Role == heliograph.RoleOperator {
+		return nil, fmt.Errorf("%s is for an operator, whom nobody dials: use the certificate of a node", files.Cert)
+	}
+	chains, err := verifyLeaf(files, identity, dialled, certs, roots, now)
 	if err != nil {
 		return nil, err
 	}
-	if identity.Role.Serves() {
+	if dialled {
 		if err := leaf.VerifyHostname(string(identity.Cluster)); err != nil {
 			return nil, fmt.Errorf("%s does not carry its cluster %q as a DNS name, by which it will be dialled: issue it again",
 				files.Cert, identity.Cluster)
@@ -98,15 +102,15 @@ func parseRoots(path string, data []byte) (*x509.CertPool, error) {
 	return roots, nil
 }
 
-// verifyLeaf verifies certs[0], whose own dates were checked, for every use
-// that its role has, and returns its chains.
-func verifyLeaf(files Files, role heliograph.Role, certs []*x509.Certificate, roots *x509.CertPool, now time.Time) ([][]*x509.Certificate, error) {
+// verifyLeaf verifies certs[0], whose own dates were checked, for dialling and,
+// with dialled, for being dialled, and returns its chains.
+func verifyLeaf(files Files, identity heliograph.Identity, dialled bool, certs []*x509.Certificate, roots *x509.CertPool, now time.Time) ([][]*x509.Certificate, error) {
 	between := x509.NewCertPool()
 	for _, cert := range certs[1:] {
 		between.AddCert(cert)
 	}
 	var chains [][]*x509.Certificate
-	for _, usage := range usages(role) {
+	for _, usage := range usages(dialled) {
 		var err error
 		chains, err = certs[0].Verify(x509.VerifyOptions{
 			Roots:         roots,
@@ -126,15 +130,32 @@ func verifyLeaf(files Files, role heliograph.Role, certs []*x509.Certificate, ro
 			return nil, fmt.Errorf("the CA that signed %s is not valid at %s: put a newer CA into %s and issue the certificate again",
 				files.Cert, stamp(now), files.CA)
 		case invalid.Cert != nil && invalid.Reason == x509.IncompatibleUsage:
-			return nil, fmt.Errorf("%s lacks an extended key usage that the role %s needs: issue it again", files.Cert, role)
+			return nil, fmt.Errorf("%s lacks the extended key usage for %s: issue it again with helio certs issue --cluster %s --role %s --name %s",
+				files.Cert, usedFor[usage], identity.Cluster, identity.Role, identity.Name)
 		}
 		return nil, fmt.Errorf("%s is refused by %s: %w", files.Cert, files.CA, err)
 	}
 	return chains, nil
 }
 
-// identityOf returns the identity in a certificate's only URI SAN.
-func identityOf(cert *x509.Certificate) (heliograph.Identity, error) {
+// usages returns what a certificate is used for: all nodes and operators dial, and
+// most nodes are dialled.
+func usages(dialled bool) []x509.ExtKeyUsage {
+	if dialled {
+		return []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
+	}
+	return []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+}
+
+// usedFor says in words what a usage is for.
+var usedFor = map[x509.ExtKeyUsage]string{
+	x509.ExtKeyUsageClientAuth: "dialling (client authentication)",
+	x509.ExtKeyUsageServerAuth: "being dialled (server authentication), as by mirrors or at --listen-admin-tls",
+}
+
+// IdentityOf returns the identity in a certificate's only URI SAN. It does not say
+// whether the certificate is to be believed.
+func IdentityOf(cert *x509.Certificate) (heliograph.Identity, error) {
 	if len(cert.URIs) != 1 {
 		return heliograph.Identity{}, fmt.Errorf("certificate has %d URI SANs: want exactly one, its identity", len(cert.URIs))
 	}

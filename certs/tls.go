@@ -42,6 +42,28 @@ func (c *Credentials) serverTLS(alpn string) *tls.Config {
 // Only a source or relay of that cluster, in this node's domain, is accepted;
 // at which address it was reached does not matter.
 func (c *Credentials) ClientTLS(alpn string, cluster heliograph.ClusterID) *tls.Config {
+	return c.dialTLS(alpn, cluster, func(peer heliograph.Identity) error {
+		if !peer.Role.Serves() {
+			return fmt.Errorf("peer %s is a %s, which cannot be followed: its certificate must be for a source or relay", peer, peer.Role)
+		}
+		return nil
+	})
+}
+
+// AdminTLS returns the configuration for one dial to the admin API of a node of
+// cluster, as [Credentials.ClientTLS] does for following one. Any node of that
+// cluster is accepted, a mirror too, if its certificate is good for being dialled.
+func (c *Credentials) AdminTLS(alpn string, cluster heliograph.ClusterID) *tls.Config {
+	return c.dialTLS(alpn, cluster, func(peer heliograph.Identity) error {
+		if !dialled(peer.Role) {
+			return fmt.Errorf("peer %s is an %s and no node: check the address", peer, peer.Role)
+		}
+		return nil
+	})
+}
+
+// dialTLS accepts peers of cluster that accept takes.
+func (c *Credentials) dialTLS(alpn string, cluster heliograph.ClusterID, accept func(peer heliograph.Identity) error) *tls.Config {
 	m := c.current.Load()
 	cfg := m.baseTLS(alpn)
 	cfg.ServerName = string(cluster)
@@ -54,10 +76,7 @@ func (c *Credentials) ClientTLS(alpn string, cluster heliograph.ClusterID) *tls.
 		if peer.Cluster != cluster {
 			return fmt.Errorf("peer %s is not of cluster %q: check the address and the cluster in it", peer, cluster)
 		}
-		if !peer.Role.Serves() {
-			return fmt.Errorf("peer %s is a %s, which cannot be followed: its certificate must be for a source or relay", peer, peer.Role)
-		}
-		return nil
+		return accept(peer)
 	}
 	return cfg
 }
@@ -87,7 +106,7 @@ func (c *Credentials) PeerIdentity(cs tls.ConnectionState) (id heliograph.Identi
 	if len(cs.VerifiedChains) == 0 || len(cs.PeerCertificates) == 0 {
 		return fail("peer has no verified certificate")
 	}
-	id, err = identityOf(cs.PeerCertificates[0])
+	id, err = IdentityOf(cs.PeerCertificates[0])
 	if err != nil {
 		return fail("peer: %w", err)
 	}

@@ -139,6 +139,52 @@ func TestClientRefuses(t *testing.T) {
 	})
 }
 
+// A mirror can be dialled for its admin API, and yet by nobody who wants to follow it.
+func TestAdminTLS(t *testing.T) {
+	ca, foreign := newCA(t, ""), newCA(t, "")
+	operator := load(t, issue(t, ca, "prod-eu", heliograph.RoleOperator, "ops"))
+	for _, role := range []heliograph.Role{heliograph.RoleSource, heliograph.RoleRelay, heliograph.RoleMirror} {
+		node := load(t, issue(t, ca, "prod-eu", role, "n-"+string(role)))
+		sees, serverErr, clientErr := handshake(node.ServerTLS(alpn), operator.AdminTLS(alpn, "prod-eu"))
+		if serverErr != nil || clientErr != nil {
+			t.Fatalf("%s: server: %v, client: %v", role, serverErr, clientErr)
+		}
+		if id, _, err := node.PeerIdentity(sees.server); err != nil || id != operator.Identity() {
+			t.Errorf("%s: the node sees %v, %v", role, id, err)
+		}
+		_, _, err := handshake(node.ServerTLS(alpn), operator.ClientTLS(alpn, "prod-eu"))
+		if role.Serves() {
+			if err != nil {
+				t.Errorf("%s: %v", role, err)
+			}
+		} else {
+			wantError(t, err, "is a mirror, which cannot be followed")
+		}
+	}
+	const nodeURI = "spiffe://heliograph.local/heliograph/prod-eu/mirror/m1"
+	named := func(c *x509.Certificate) { c.DNSNames = []string{"prod-eu"} }
+	for _, test := range []struct {
+		name   string
+		server certs.Files
+		want   string
+	}{
+		{"an operator", forge(t, ca, "spiffe://heliograph.local/heliograph/prod-eu/operator/ops", named), "is an operator and no node"},
+		{"another cluster with our server name", forge(t, ca, "spiffe://heliograph.local/heliograph/prod-ap/mirror/m1", named), `not of cluster "prod-eu"`},
+		{"another cluster", issue(t, ca, "prod-ap", heliograph.RoleMirror, "m9"), "valid for prod-ap, not prod-eu"},
+		{"foreign CA", forge(t, foreign, nodeURI, named), "unknown authority"},
+		{"for dialling only", forge(t, ca, nodeURI, clientOnly), "not valid for any names"},
+		{"for dialling only, with a name", forge(t, ca, nodeURI, func(c *x509.Certificate) { clientOnly(c); named(c) }), "incompatible key usage"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			server := operator.ServerTLS(alpn)
+			server.GetConfigForClient = nil
+			server.Certificates = []tls.Certificate{forged(t, test.server)}
+			_, _, clientErr := handshake(server, operator.AdminTLS(alpn, "prod-eu"))
+			wantError(t, clientErr, test.want)
+		})
+	}
+}
+
 func TestPeerIdentityNeedsVerification(t *testing.T) {
 	source := load(t, issue(t, newCA(t, ""), "prod-us", heliograph.RoleSource, "n1"))
 	unverified := tls.ConnectionState{PeerCertificates: []*x509.Certificate{source.ServerTLS(alpn).Certificates[0].Leaf}}
@@ -189,6 +235,16 @@ func TestQUIC(t *testing.T) {
 		_, err := dialer.Dial(t.Context(), listener.Addr(), test.cfg(), nil)
 		wantError(t, err, test.want)
 	}
+
+	// A mirror that listens as if it could be followed.
+	second := load(t, issue(t, ca, "prod-us", heliograph.RoleMirror, "m2"))
+	impostor, err := transport(t).Listen(second.ServerTLS(alpn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer impostor.Close()
+	_, err = dialer.Dial(t.Context(), impostor.Addr(), mirror.ClientTLS(alpn, "prod-us"), nil)
+	wantError(t, err, "is a mirror, which cannot be followed")
 
 	// A client may be through before the server has looked at its certificate.
 	bare := mirror.ClientTLS(alpn, "prod-us")

@@ -72,6 +72,7 @@ func compact(t *testing.T, etcd *etcdtest.Cluster, rev int64) {
 // The main job: a history of 50,000 revisions before anything runs, a writer at
 // full speed while source and mirror bootstrap and follow, then equal hashes.
 func TestMirrorIsExact(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)
 	before := etcdtest.Fill(t, client, 50_000)
@@ -107,6 +108,7 @@ func TestMirrorIsExact(t *testing.T) {
 }
 
 func TestLeaderIsKilledWhileTheMirrorFollows(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{Members: 3})
 	client := etcd.Client(t)
 	etcdtest.Fill(t, client, 2000)
@@ -136,6 +138,7 @@ func TestLeaderIsKilledWhileTheMirrorFollows(t *testing.T) {
 // they had applied but not made durable they regain; no history is gone, so
 // there is no second snapshot.
 func TestKilledTenTimesUnderLoad(t *testing.T) {
+	t.Parallel()
 	rounds := 10
 	if testing.Short() {
 		rounds = 2
@@ -165,6 +168,7 @@ func TestKilledTenTimesUnderLoad(t *testing.T) {
 }
 
 func TestEtcdCompactsBeyondAStoppedSource(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)
 	etcdtest.Fill(t, client, 3000)
@@ -184,6 +188,7 @@ func TestEtcdCompactsBeyondAStoppedSource(t *testing.T) {
 }
 
 func TestSourceCompactsBeyondAStoppedMirror(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)
 	etcdtest.Fill(t, client, 3000)
@@ -206,6 +211,7 @@ func TestSourceCompactsBeyondAStoppedMirror(t *testing.T) {
 // A mirror that was away catches up from the source node's history even if etcd
 // itself has compacted, when the source node keeps more.
 func TestHistoryOutlivesEtcdsCompaction(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)
 	etcdtest.Fill(t, client, 2000)
@@ -230,6 +236,7 @@ func TestHistoryOutlivesEtcdsCompaction(t *testing.T) {
 }
 
 func TestMirrorOfAMirror(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)
 	etcdtest.Fill(t, client, 3000)

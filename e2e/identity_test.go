@@ -52,6 +52,7 @@ func requireDiverged(t *testing.T, n *heliotest.Node, rev int64, why string) {
 // asked for or by itself, follows etcd as it is now. Watchers of the mirror get an
 // error and never the other history.
 func TestRow01RestoredFromABackup(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name string
 		args []string
@@ -64,6 +65,7 @@ func TestRow01RestoredFromABackup(t *testing.T) {
 		{"same token, resync by itself", nil, "", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			etcd := etcdtest.Start(t, etcdtest.Options{})
 			client := etcd.Client(t)
 			pki := heliotest.NewPKI(t)
@@ -161,6 +163,7 @@ func splice(t *testing.T, pki *heliotest.PKI) (etcd *etcdtest.Cluster, second, m
 // Row 2: the source was created anew and has grown past the mirror's position. It
 // is refused before the first record, and told where the histories part.
 func TestRow02RecreatedAndGrownPast(t *testing.T) {
+	t.Parallel()
 	etcd, second, mirror, rev := splice(t, heliotest.NewPKI(t))
 	mirror.Start()
 	requireDiverged(t, mirror, rev, "the mirror holds other records in revisions 2 to 1023 than node")
@@ -177,6 +180,7 @@ func TestRow02RecreatedAndGrownPast(t *testing.T) {
 // Row 3: a stray write into a mirror's file. It says so once, and does not try
 // again and again.
 func TestRow03StrayWriteIntoAMirrorsFile(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)
 	pki := heliotest.NewPKI(t)
@@ -240,6 +244,7 @@ func flip(t *testing.T, n *heliotest.Node, what string) {
 // itself; a watcher on it that would have missed something is told that it has been
 // compacted.
 func TestRow04CompactedWhileAway(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)
 	pki := heliotest.NewPKI(t)
@@ -269,6 +274,7 @@ func TestRow04CompactedWhileAway(t *testing.T) {
 // Row 6: what was deleted in a gap is gone after a resync: a snapshot replaces and
 // does not merge.
 func TestRow06DeletedBeforeAResync(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)
 	pki := heliotest.NewPKI(t)
@@ -296,6 +302,7 @@ func TestRow06DeletedBeforeAResync(t *testing.T) {
 // Row 30: a reset in the middle of a chain reaches its end, which goes on where it
 // was if the history is the same; and a cycle is refused.
 func TestRow30TroubleInTheMiddleOfAChain(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)
 	pki := heliotest.NewPKI(t)
@@ -331,6 +338,7 @@ func TestRow30TroubleInTheMiddleOfAChain(t *testing.T) {
 // Two source nodes beside one etcd are interchangeable: a mirror moves between them
 // without a new snapshot, and each time its history is compared.
 func TestTwoSourceNodesAreInterchangeable(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)
 	pki := heliotest.NewPKI(t)

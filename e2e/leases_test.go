@@ -115,6 +115,7 @@ func etcdctl(t *testing.T, endpoint string, args ...string) string {
 // Leases, with and without keys, are the same on etcd, its source node, a mirror,
 // and a mirror of the mirror, while they come and go and after restarts.
 func TestLeasesDownTheChain(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)
 	before := grant(t, client, 30)

@@ -49,6 +49,7 @@ func refused(err error) bool {
 // A mirror is not the hole in its source's access control: when that goes on,
 // reads and watches end, down the chain, unless somebody has said who may read.
 func TestReadsWhenTheSourceHasAuth(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{TLS: true})
 	ca, cert, key := etcd.TLSFiles()
 	if _, err := etcd.Client(t).Put(t.Context(), "k", "v"); err != nil {
@@ -136,6 +137,7 @@ func TestReadsWhenTheSourceHasAuth(t *testing.T) {
 // A source node that is locked out of its etcd by access control knows what that
 // means for its own clients. One that has never heard of it lets nobody in yet.
 func TestReadsOfALockedOutSource(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	pki := heliotest.NewPKI(t)
 	source := pki.Source("prod-us", etcd.Endpoints())
@@ -166,6 +168,7 @@ func TestReadsOfALockedOutSource(t *testing.T) {
 // /health and /version on the clients' port are etcd's, in clear text and over
 // TLS.
 func TestHealthAndVersionAreEtcds(t *testing.T) {
+	t.Parallel()
 	for _, secure := range []bool{false, true} {
 		etcd := etcdtest.Start(t, etcdtest.Options{TLS: secure})
 		pki := heliotest.NewPKI(t)

@@ -32,6 +32,7 @@ func contents(ctx context.Context, client *clientv3.Client) (map[string]string, 
 // etcd's own tools, with a mirror where they expect an etcd: make-mirror copies
 // everything from it and goes on, and a proxy serves reads and watches from it.
 func TestToolsOfEtcdOnAMirror(t *testing.T) {
+	t.Parallel()
 	const revisions = 6000 // more keys than make-mirror copies in one piece
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)

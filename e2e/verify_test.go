@@ -35,6 +35,7 @@ func verifyCommand(t *testing.T, n *heliotest.Node) (out string, code int) {
 // also if it keeps more history than etcd. Mirrors that ask at the same time share
 // what it costs etcd.
 func TestVerifyUnderLoad(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)
 	pki := heliotest.NewPKI(t)
@@ -86,6 +87,7 @@ func TestVerifyUnderLoad(t *testing.T) {
 // Row 27: a bit rots in a mirror's file while it runs. Verification finds it; a
 // resync mends it.
 func TestRow27BitRot(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)
 	pki := heliotest.NewPKI(t)
@@ -118,6 +120,7 @@ func TestRow27BitRot(t *testing.T) {
 // Row 28: what could not be checked is unknown and not equal, everywhere; and what
 // was proved before keeps its age.
 func TestRow28UnknownIsNotEqual(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	client := etcd.Client(t)
 	pki := heliotest.NewPKI(t)
@@ -152,38 +155,42 @@ func TestRow28UnknownIsNotEqual(t *testing.T) {
 	}
 }
 
+// verifyManyRecords has the source node of a helio follow 15,000 records, on keys
+// that are written once, and verifies.
+func verifyManyRecords(t *testing.T, binary string) heliograph.Verification {
+	t.Helper()
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	client := etcd.Client(t)
+	source := heliotest.NewPKI(t).With(t, binary).Source("prod-us", etcd.Endpoints(), "--verify-interval", "0")
+	source.WaitFollowing()
+	rev := int64(0)
+	for i := range 150 {
+		var ops []clientv3.Op
+		for k := range 100 {
+			ops = append(ops, clientv3.OpPut(fmt.Sprintf("%d/%d", i, k), "v"))
+		}
+		resp, err := client.Txn(t.Context()).Then(ops...).Commit()
+		if err != nil {
+			t.Fatal(err)
+		}
+		rev = resp.Header.Revision
+	}
+	source.WaitApplied(rev)
+	return source.Verify()
+}
+
+// Not one of many records is lost.
+func TestManyRecordsVerify(t *testing.T) {
+	if v := verifyManyRecords(t, heliotest.Binary(t)); v.Result != heliograph.VerifyEqual {
+		t.Errorf("verification: %s: %s", v.Result, v.Why)
+	}
+}
+
 // A build that loses one record in ten thousand: verification finds it. That the
 // other tests do find nothing means something only because of this one.
 func TestPlantedLossIsFound(t *testing.T) {
-	etcd := etcdtest.Start(t, etcdtest.Options{})
-	client := etcd.Client(t)
-	pki := heliotest.NewPKI(t)
-	for _, tt := range []struct {
-		binary string
-		want   heliograph.VerifyResult
-	}{
-		{heliotest.Binary(t), heliograph.VerifyEqual},
-		{heliotest.Tagged(t, "heliograph_drop"), heliograph.VerifyUnequal},
-	} {
-		source := pki.With(t, tt.binary).Source("prod-us", etcd.Endpoints(), "--verify-interval", "0")
-		source.WaitFollowing()
-		rev := int64(0)
-		for i := range 150 { // 15,000 records, on keys that are written once
-			var ops []clientv3.Op
-			for k := range 100 {
-				ops = append(ops, clientv3.OpPut(fmt.Sprintf("%s/%d/%d", source.Name()+tt.binary, i, k), "v"))
-			}
-			resp, err := client.Txn(t.Context()).Then(ops...).Commit()
-			if err != nil {
-				t.Fatal(err)
-			}
-			rev = resp.Header.Revision
-		}
-		source.WaitApplied(rev)
-		if v := source.Verify(); v.Result != tt.want {
-			t.Errorf("%s: got %+v, want %s", tt.binary, v, tt.want)
-		}
-		source.Kill()
+	if v := verifyManyRecords(t, heliotest.Tagged(t, "heliograph_drop")); v.Result != heliograph.VerifyUnequal {
+		t.Errorf("verification: %s: %s", v.Result, v.Why)
 	}
 }
 
@@ -191,6 +198,7 @@ func TestPlantedLossIsFound(t *testing.T) {
 // splices two histories. The test of row 2 would fail with it; verification finds
 // what it has done.
 func TestPlantedSpliceIsFound(t *testing.T) {
+	t.Parallel()
 	pki := heliotest.NewPKI(t)
 	pki = pki.With(t, heliotest.Tagged(t, "heliograph_nodigest"))
 	_, second, mirror, rev := splice(t, pki)

@@ -135,6 +135,7 @@ func (c *counter) shown() {
 // What a client library's watch on a mirror shows, while everything behind it
 // dies and comes back, is every put once and in order.
 func TestWatchGoesOnThroughFaults(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.Options{})
 	pki := heliotest.NewPKI(t)
 	source := pki.Source("prod-us", etcd.Endpoints())

@@ -69,34 +69,34 @@ func decide(reads Reads, source access, cert *x509.Certificate, now time.Time) e
 }
 
 // admit is [readapi.Config.Admit].
-func (n *Node) admit(ctx context.Context) error {
-	err := decide(n.cfg.Reads, n.access(), readapi.ClientCertificate(ctx), time.Now())
-	if errors.Is(err, readapi.ErrUndecided) && n.store.Applied() == 0 {
+func (m *mirroring) admit(ctx context.Context) error {
+	err := decide(m.cfg.Reads, m.access(), readapi.ClientCertificate(ctx), time.Now())
+	if errors.Is(err, readapi.ErrUndecided) && m.store.Applied() == 0 {
 		return fmt.Errorf("this mirror holds no data yet, and %w", err)
 	}
 	return err
 }
 
-func (n *Node) access() access {
-	enabled, _, known := n.store.Auth()
+func (m *mirroring) access() access {
+	enabled, _, known := m.store.Auth()
 	return access{known: known, enabled: enabled}
 }
 
 // authStatus is [readapi.Config.AuthStatus].
-func (n *Node) authStatus() (enabled bool, revision uint64) {
-	enabled, revision, _ = n.store.Auth()
+func (m *mirroring) authStatus() (enabled bool, revision uint64) {
+	enabled, revision, _ = m.store.Auth()
 	return enabled, revision
 }
 
 // readsNow says in words whom the node lets read now; "" if it serves no clients.
-func (n *Node) readsNow() string {
+func (m *mirroring) readsNow() string {
 	switch {
-	case n.cfg.ListenClients == "":
+	case m.cfg.ListenClients == "":
 		return ""
-	case n.cfg.Reads != ReadsAsSource:
-		return string(n.cfg.Reads)
+	case m.cfg.Reads != ReadsAsSource:
+		return string(m.cfg.Reads)
 	}
-	if err := decide(n.cfg.Reads, n.access(), nil, time.Now()); err != nil {
+	if err := decide(m.cfg.Reads, m.access(), nil, time.Now()); err != nil {
 		return "refused: " + err.Error()
 	}
 	return string(ReadsAnyone)
@@ -104,18 +104,18 @@ func (n *Node) readsNow() string {
 
 // sayReads logs whom the node lets read, at first and whenever it changes, until
 // ctx ends.
-func (n *Node) sayReads(ctx context.Context) error {
+func (m *mirroring) sayReads(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	said := ""
 	for {
-		if now := n.readsNow(); now != said {
+		if now := m.readsNow(); now != said {
 			said = now
 			level := slog.LevelInfo
-			if n.cfg.Reads == ReadsAsSource && n.access().enabled {
+			if m.cfg.Reads == ReadsAsSource && m.access().enabled {
 				level = slog.LevelWarn
 			}
-			n.cfg.Log.Log(ctx, level, "reads by etcd clients", "reads", now)
+			m.cfg.Log.Log(ctx, level, "reads by etcd clients", "reads", now)
 		}
 		select {
 		case <-ctx.Done():

@@ -11,22 +11,12 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/sync/errgroup"
-
-	"github.com/heliograph/heliograph"
 )
 
-// Limits of the admin API, whose callers are probes and people.
-const (
-	adminRequestTimeout = 10 * time.Second
-	adminStopTimeout    = time.Second
-	adminHeaderBytes    = 16 << 10
-)
-
-// serveAdmin answers on lis until ctx ends. Whoever reaches it may read status,
+// adminRoutes returns what is answered on lis. Whoever reaches it may read status,
 // metrics and probes. A verification costs scans of whole databases: it is for this
-// machine. What changes the node is for those who may open the socket.
-func (n *Node) serveAdmin(ctx context.Context, lis net.Listener) error {
+// machine and for operators. What changes the node is for who [Node.operator] says.
+func (n *Node) adminRoutes(lis net.Listener) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -40,11 +30,9 @@ func (n *Node) serveAdmin(ctx context.Context, lis net.Listener) error {
 		fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		for _, s := range n.Status() {
-			if s.Status != heliograph.Following {
-				http.Error(w, fmt.Sprintf("%s/%s is %s: %s", s.Cluster, s.Name, s.Status, s.Why), http.StatusServiceUnavailable)
-				return
-			}
+		if err := n.ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
 		}
 		fmt.Fprintln(w, "ok")
 	})
@@ -53,8 +41,10 @@ func (n *Node) serveAdmin(ctx context.Context, lis net.Listener) error {
 	}))
 	mux.HandleFunc("POST /v1/verify", func(w http.ResponseWriter, r *http.Request) {
 		if !local(lis, r) {
-			http.Error(w, "verify through the admin socket, or from this machine", http.StatusForbidden)
-			return
+			if _, err := n.operator(lis, r); err != nil {
+				http.Error(w, "a verification reads whole databases: ask for it on the node's machine, or as its operator: "+err.Error(), http.StatusForbidden)
+				return
+			}
 		}
 		// A scan may take minutes: the waiting is not the caller's slowness.
 		limit := time.Now().Add(verifyTimeout + adminRequestTimeout)
@@ -66,46 +56,24 @@ func (n *Node) serveAdmin(ctx context.Context, lis net.Listener) error {
 		answer(w, n.Verify(r.Context()))
 	})
 	mux.HandleFunc("POST /v1/resync", func(w http.ResponseWriter, r *http.Request) {
-		if lis.Addr().Network() != "unix" {
-			http.Error(w, "resync through the admin socket only: --admin unix:DATA-DIR/"+socketFile, http.StatusForbidden)
+		by, err := n.operator(lis, r)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
 			return
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), adminRequestTimeout)
 		defer cancel()
+		rev := n.Status()[0].AppliedRevision
 		if err := n.Resync(ctx); err != nil {
+			n.audit("resync", by, "rev", rev, "outcome", "failed", "err", err)
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
+		n.audit("resync", by, "rev", rev, "outcome", "the replica is dropped")
 		fmt.Fprintln(w, "ok")
 	})
-	srv := &http.Server{
-		Handler:           mux,
-		ReadHeaderTimeout: adminRequestTimeout, ReadTimeout: adminRequestTimeout, WriteTimeout: 2 * adminRequestTimeout,
-		IdleTimeout: time.Minute, MaxHeaderBytes: adminHeaderBytes,
-	}
-	var g errgroup.Group
-	served := make(chan struct{})
-	g.Go(func() error {
-		defer close(served)
-		if err := srv.Serve(lis); !errors.Is(err, http.ErrServerClosed) {
-			return err
-		}
-		return nil
-	})
-	g.Go(func() error {
-		select {
-		case <-ctx.Done():
-		case <-served:
-			return nil
-		}
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), adminStopTimeout)
-		defer cancel()
-		if srv.Shutdown(stop) != nil {
-			return srv.Close()
-		}
-		return nil
-	})
-	return g.Wait()
+	n.promotionRoutes(mux, lis)
+	return mux
 }
 
 // local reports whether a request comes from this machine.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/heliograph/heliograph"
@@ -25,12 +27,18 @@ type Config struct {
 	Listen           string   // host:port (UDP) for mirrors; empty: none are served
 	ListenClients    string   // host:port (TCP) for etcd clients; empty: none
 	ListenAdmin      string   // host:port (TCP) for status and metrics; empty: the unix socket only
+	ListenAdminTLS   string   // host:port (TCP) for the admin API over TLS, with changes by operators; empty: not served
 	AdvertiseClients []string // URLs that etcd clients reach this node at; zero means ListenClients
+	PeerURL          string   // where members will reach the etcd that the node may be promoted to; empty: see [Node.Plan]
 
 	Reads     Reads           // whom to let read
 	ClientTLS *certs.Listener // TLS for etcd clients; nil: clear text
 
-	Credentials    *certs.Credentials
+	Credentials *certs.Credentials
+	// CredentialsErr is why there are no Credentials. Only a node that is promoted
+	// already goes on without them: it talks to no other node any more.
+	CredentialsErr error
+
 	Allow          []string        // names of mirrors that may follow; empty: any with a certificate
 	Mode           heliograph.Mode // zero means async
 	History        time.Duration   // how much longer than the upstream to keep compacted history
@@ -67,12 +75,12 @@ func (c *Config) resolve() error {
 	if _, err := heliograph.ParseDatabaseID(string(c.Database)); err != nil {
 		return err
 	}
-	if c.Credentials == nil && (c.From != nil || c.Listen != "") {
-		return errors.New("a node that talks to other nodes needs a certificate")
-	}
 	if c.Credentials != nil {
 		if err := c.checkIdentity(c.Credentials.Identity()); err != nil {
 			return err
+		}
+		if c.ListenAdminTLS != "" && !c.Credentials.Dialled() {
+			return errors.New("the admin API over TLS needs credentials that were loaded for being dialled")
 		}
 	}
 	if c.Mode == "" {
@@ -93,6 +101,18 @@ func (c *Config) resolve() error {
 	if _, err := ParseOnDivergence(string(c.OnDivergence)); err != nil {
 		return fmt.Errorf("on divergence: %w", err)
 	}
+	c.AdvertiseClients = slices.Clone(c.AdvertiseClients)
+	for i, u := range c.AdvertiseClients {
+		c.AdvertiseClients[i] = strings.TrimSuffix(u, "/")
+		if _, err := parseURL(c.AdvertiseClients[i]); err != nil {
+			return fmt.Errorf("advertised client URL: %w", err)
+		}
+	}
+	if c.PeerURL = strings.TrimSuffix(c.PeerURL, "/"); c.PeerURL != "" {
+		if _, err := parseURL(c.PeerURL); err != nil {
+			return fmt.Errorf("peer URL: %w", err)
+		}
+	}
 	if c.VerifyInterval < 0 {
 		return fmt.Errorf("verify interval %s: want a positive duration, or 0 to verify only when asked", c.VerifyInterval)
 	}
@@ -100,6 +120,17 @@ func (c *Config) resolve() error {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	return nil
+}
+
+// checkPeers refuses a node that talks to other nodes and cannot show itself.
+func (c *Config) checkPeers() error {
+	switch {
+	case c.Credentials != nil || c.From == nil && c.Listen == "" && c.ListenAdminTLS == "":
+		return nil
+	case c.CredentialsErr != nil:
+		return c.CredentialsErr
+	}
+	return errors.New("a node that talks to other nodes needs a certificate")
 }
 
 // checkIdentity refuses a certificate with which no peer would accept this

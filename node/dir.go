@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -30,18 +31,24 @@ type identity struct {
 	Role     heliograph.Role       `json:"role"`
 	Cluster  heliograph.ClusterID  `json:"cluster"`
 	Database heliograph.DatabaseID `json:"database"`
-	Source   heliograph.ClusterID  `json:"source,omitempty"` // a mirror's upstream cluster
+	// Source is the cluster that a mirror follows: the last one whose history its
+	// replica was proven to be part of.
+	Source heliograph.ClusterID `json:"source,omitempty"`
 }
 
 // dataDir is an open data directory. Its lock is held until close.
 type dataDir struct {
 	path string
-	id   identity
+	id   identity // as it was opened
 	lock *os.File
+
+	mu     sync.Mutex
+	source heliograph.ClusterID // identity.Source as it is now
 }
 
 // openDataDir creates the directory if need be, locks it, and checks that it
-// belongs to want; want.NodeID is ignored.
+// belongs to want; want.NodeID is ignored. A mirror may be pointed at another source
+// cluster: whether its replica can follow that is found out at the handshake.
 func openDataDir(path string, want identity) (_ *dataDir, err error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
@@ -77,16 +84,39 @@ func openDataDir(path string, want identity) (_ *dataDir, err error) {
 	if err := got.check(path, want); err != nil {
 		return nil, err
 	}
-	return &dataDir{path: path, id: got, lock: lock}, nil
+	return &dataDir{path: path, id: got, lock: lock, source: got.Source}, nil
 }
 
 func (d *dataDir) close() error { return d.lock.Close() }
+
+// follows returns the cluster that the replica was last proven to follow.
+func (d *dataDir) follows() heliograph.ClusterID {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.source
+}
+
+// follow notes durably that the replica follows that cluster, and returns which it
+// followed before.
+func (d *dataDir) follow(source heliograph.ClusterID) (was heliograph.ClusterID, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if was = d.source; was == source {
+		return was, nil
+	}
+	id := d.id
+	id.Source = source
+	if err := writeIdentity(d.path, id); err != nil {
+		return was, err
+	}
+	d.source = source
+	return was, nil
+}
 
 func (i identity) check(path string, want identity) error {
 	tests := []struct{ what, flag, got, want string }{
 		{"role", "the command", string(i.Role), string(want.Role)},
 		{"cluster", "--cluster", string(i.Cluster), string(want.Cluster)},
-		{"source cluster", "--from", string(i.Source), string(want.Source)},
 		{"database", "--database or --from", string(i.Database), string(want.Database)},
 	}
 	for _, t := range tests {

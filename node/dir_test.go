@@ -45,8 +45,8 @@ func TestDataDirBelongsToOneNode(t *testing.T) {
 
 	open(t, mirror).Close()
 	other = mirror
-	other.From = &heliograph.Address{Hosts: mirror.From.Hosts, Cluster: "prod-ap", Database: "default"}
-	wantRefused(t, other, `belongs to source cluster "prod-us", but --from says "prod-ap"`)
+	other.From = &heliograph.Address{Hosts: mirror.From.Hosts, Cluster: mirror.From.Cluster, Database: "orders"}
+	wantRefused(t, other, `belongs to database "default", but --database or --from says "orders"`)
 
 	// It is still the node that it was, and another node is another.
 	if got := open(t, source).Status()[0].Node; got != id || len(id) != 16 {
@@ -54,6 +54,25 @@ func TestDataDirBelongsToOneNode(t *testing.T) {
 	}
 	if got := open(t, mirror).Status()[0].Node; got == id {
 		t.Errorf("two nodes are %q", id)
+	}
+}
+
+// A mirror may be pointed at another cluster; its directory goes on to belong to the
+// one before until the new one has been followed.
+func TestPointingElsewhereChangesNothingYet(t *testing.T) {
+	p := newPKI(t)
+	mirror := p.mirror(t, "127.0.0.1:1")
+	open(t, mirror).Close()
+	path := filepath.Join(mirror.DataDir, "node.json")
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mirror.From = &heliograph.Address{Hosts: mirror.From.Hosts, Cluster: "prod-ap", Database: "default"}
+	open(t, mirror).Close()
+	after, err := os.ReadFile(path)
+	if err != nil || string(after) != string(before) || !strings.Contains(string(after), `"source": "prod-us"`) {
+		t.Errorf("node.json is %s, %v; was %s", after, err, before)
 	}
 }
 

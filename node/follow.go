@@ -38,13 +38,13 @@ type resync struct {
 	done chan error // of capacity 1
 }
 
-// Resync drops what the replica holds and bootstraps anew from the upstream,
-// whatever history that has. It returns when the replica is dropped; readers get
-// errors until the new snapshot is there. Run must be running.
-func (n *Node) Resync(ctx context.Context) error {
+// resync is [Node.Resync].
+func (m *mirroring) resync(ctx context.Context) error {
 	r := resync{done: make(chan error, 1)}
 	select {
-	case n.resyncs <- r:
+	case m.resyncs <- r:
+	case <-m.ended:
+		return errors.New("this node does not mirror at the moment")
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -58,10 +58,10 @@ func (n *Node) Resync(ctx context.Context) error {
 
 // follow runs the upstream. A divergence ends following, not the node: its status
 // has to be read, and its data may be all that is left. A resync begins it anew.
-func (n *Node) follow(ctx context.Context) error {
+func (m *mirroring) follow(ctx context.Context) error {
 	var again time.Time // no resync by itself before
 	for {
-		asked, err := n.followOnce(ctx)
+		asked, err := m.followOnce(ctx)
 		diverged, ok := errors.AsType[*heliograph.DivergedError](err)
 		switch {
 		case ctx.Err() != nil:
@@ -70,16 +70,17 @@ func (n *Node) follow(ctx context.Context) error {
 		case !ok:
 			return err
 		default:
-			n.tracker.Diverged(diverged)
-			n.cfg.Log.Error("diverged: following has stopped", "rev", n.store.Applied(), "err", diverged)
-			if asked = n.awaitResync(ctx, again); asked == nil {
+			diverged = m.ofMove(diverged)
+			m.tracker.Diverged(diverged)
+			m.cfg.Log.Error("diverged: following has stopped", "rev", m.store.Applied(), "err", diverged)
+			if asked = m.awaitResync(ctx, again); asked == nil {
 				if ctx.Err() != nil {
 					return nil
 				}
 				again = time.Now().Add(resyncPause)
 			}
 		}
-		if err := n.drop(asked); err != nil {
+		if err := m.drop(asked); err != nil {
 			return err
 		}
 	}
@@ -87,22 +88,22 @@ func (n *Node) follow(ctx context.Context) error {
 
 // followOnce follows until the upstream ends, the replica proves to be another
 // than it should be, or a resync is asked for, which it returns.
-func (n *Node) followOnce(ctx context.Context) (asked *resync, err error) {
-	if err := n.store.Damaged(); err != nil {
+func (m *mirroring) followOnce(ctx context.Context) (asked *resync, err error) {
+	if err := m.store.Damaged(); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	ended := make(chan error, 1)
-	go func() { ended <- n.upstream.Run(ctx) }() // every return below waits for it
+	go func() { ended <- m.upstream.Run(ctx) }() // every return below waits for it
 	select {
 	case err := <-ended:
 		return nil, err
-	case r := <-n.resyncs:
+	case r := <-m.resyncs:
 		cancel(errResync)
 		_ = <-ended // what it says is that it was told to stop
 		return &r, errResync
-	case d := <-n.unequal:
+	case d := <-m.unequal:
 		cancel(d)
 		_ = <-ended // the same
 		return nil, d
@@ -110,16 +111,17 @@ func (n *Node) followOnce(ctx context.Context) (asked *resync, err error) {
 }
 
 // awaitResync waits until a diverged node is to resync: because somebody asks, or,
-// if it is configured so, by itself, which returns nil. So does the end of ctx.
-func (n *Node) awaitResync(ctx context.Context, again time.Time) *resync {
+// if it is configured so, by itself, which returns nil. So does the end of ctx. One
+// that was pointed at another cluster does not by itself.
+func (m *mirroring) awaitResync(ctx context.Context, again time.Time) *resync {
 	var itself <-chan time.Time
-	if n.cfg.OnDivergence == Resync {
+	if m.cfg.OnDivergence == Resync && m.movedFrom() == "" {
 		t := time.NewTimer(time.Until(again))
 		defer t.Stop()
 		itself = t.C
 	}
 	select {
-	case r := <-n.resyncs:
+	case r := <-m.resyncs:
 		return &r
 	case <-itself:
 		return nil
@@ -129,16 +131,16 @@ func (n *Node) awaitResync(ctx context.Context, again time.Time) *resync {
 }
 
 // drop drops the replica; asked is who wants it, nil for the node itself.
-func (n *Node) drop(asked *resync) error {
-	n.cfg.Log.Warn("resync: the replica is dropped", "cluster", n.cfg.Cluster, "database", n.cfg.Database,
-		"rev", n.store.Applied(), "origin", n.store.Origin().String(), "asked", asked != nil)
-	err := n.store.Reset()
+func (m *mirroring) drop(asked *resync) error {
+	m.cfg.Log.Warn("resync: the replica is dropped", "cluster", m.cfg.Cluster, "database", m.cfg.Database,
+		"rev", m.store.Applied(), "origin", m.store.Origin().String(), "asked", asked != nil)
+	err := m.store.Reset()
 	if err == nil {
-		n.resynced.Inc()
-		n.tracker.Reset()
-		n.verifier.forget()
+		m.node.resynced.Inc()
+		m.tracker.Reset()
+		m.verifier.forget()
 		select {
-		case _ = <-n.unequal: // it was of what has been dropped
+		case _ = <-m.unequal: // it was of what has been dropped
 		default:
 		}
 	}

@@ -1,9 +1,11 @@
 package node
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/heliograph/heliograph"
 )
@@ -96,4 +98,26 @@ func newCounters(reg prometheus.Registerer) (verifications *prometheus.CounterVe
 	})
 	reg.MustRegister(verifications, resynced)
 	return verifications, resynced
+}
+
+// registries gathers the metrics of the node and those of its phase, which can be
+// registered anew when a phase begins again.
+type registries struct {
+	lasting *prometheus.Registry
+	phase   atomic.Pointer[prometheus.Registry] // nil between phases
+}
+
+func newRegistries() *registries { return &registries{lasting: prometheus.NewRegistry()} }
+
+func (r *registries) enter(phase *prometheus.Registry) { r.phase.Store(phase) }
+
+func (r *registries) leave(phase *prometheus.Registry) { r.phase.CompareAndSwap(phase, nil) }
+
+// Gather implements [prometheus.Gatherer].
+func (r *registries) Gather() ([]*dto.MetricFamily, error) {
+	all := prometheus.Gatherers{r.lasting}
+	if phase := r.phase.Load(); phase != nil {
+		all = append(all, phase)
+	}
+	return all.Gather()
 }

@@ -56,6 +56,7 @@ type Tracker struct {
 	applied   int64
 	appliedAt time.Time
 	head      int64
+	known     int64 // the newest revision that the upstream has told of; 0 if it never did
 	compacted int64
 	marks     []mark // heads above applied, in order
 	goal      int64  // the first head heard in this connection; 0 before
@@ -117,7 +118,7 @@ func (t *Tracker) Heard(head, compacted int64) {
 	now := t.now()
 	t.heardAt = now
 	t.compacted = max(t.compacted, compacted)
-	t.head = max(t.head, head)
+	t.head, t.known = max(t.head, head), max(t.known, head)
 	if t.goal == 0 {
 		t.goal = head
 	}
@@ -209,7 +210,7 @@ func (t *Tracker) Reset() {
 	defer t.mu.Unlock()
 	t.lost, t.diverged, t.connected = nil, nil, false
 	t.bootstrapping, t.done, t.total = false, 0, 0
-	t.applied, t.head, t.compacted, t.goal = 0, 0, 0, 0
+	t.applied, t.head, t.known, t.compacted, t.goal = 0, 0, 0, 0, 0
 	t.marks, t.caughtUp = nil, false
 	t.heardAt, t.freshAt, t.rate = time.Time{}, time.Time{}, rate{}
 }
@@ -228,7 +229,10 @@ type View struct {
 	Why       string // empty only when following
 	Addr      string // of the upstream, as last tried
 	Head      int64
-	Fresh     bool // the upstream is connected and was heard just now
+	Known     int64         // the newest revision that the upstream has told of; 0 if it never did
+	Contact   time.Duration // since the upstream was heard from; -1 if it never was
+	Alive     bool          // the upstream is connected and was heard just now
+	Fresh     bool          // so it is, and it is followed: no snapshot is being received
 	Compacted int64
 	Lag       time.Duration
 	Staleness time.Duration // -1 if it was never up to date
@@ -244,8 +248,12 @@ func (t *Tracker) View() View {
 	now := t.now()
 	v := View{
 		Addr: t.addr, Head: t.head, Compacted: t.compacted, Lag: t.lagLocked(now),
-		Staleness: -1, ETA: -1, Done: t.done, Total: t.total,
-		Fresh: t.connected && !t.bootstrapping && now.Sub(t.heardAt) < silentAfter,
+		Known: t.known, Contact: -1, Staleness: -1, ETA: -1, Done: t.done, Total: t.total,
+		Alive: t.connected && now.Sub(t.heardAt) < silentAfter,
+	}
+	v.Fresh = v.Alive && !t.bootstrapping
+	if !t.heardAt.IsZero() {
+		v.Contact = max(0, now.Sub(t.heardAt))
 	}
 	if !t.freshAt.IsZero() {
 		v.Staleness = max(0, now.Sub(t.freshAt))

@@ -19,6 +19,9 @@ const (
 	firstVerifyAfter = time.Minute
 )
 
+// notRunning is the result where nothing is verified any more.
+var notRunning = heliograph.Unverified("the node is stopping, or being promoted")
+
 // verifier runs one verification at a time, for all who want one.
 type verifier struct {
 	once     func(ctx context.Context) heliograph.Verification
@@ -28,6 +31,7 @@ type verifier struct {
 	wake     chan struct{} // capacity 1: there is a flight
 
 	mu     sync.Mutex
+	over   bool    // run has returned: nothing is verified any more
 	flight *flight // asked for or under way; nil if none
 	last   heliograph.Verification
 	good   heliograph.Verification // the last that proved equality
@@ -46,6 +50,10 @@ func (r *verifier) ask(ctx context.Context, shared bool) heliograph.Verification
 	if last := r.last; shared && last.Result != "" && time.Since(last.At) < shareFor && r.current(last) {
 		r.mu.Unlock()
 		return last
+	}
+	if r.over {
+		r.mu.Unlock()
+		return notRunning
 	}
 	f := r.beginLocked()
 	r.mu.Unlock()
@@ -80,7 +88,10 @@ func (r *verifier) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			r.end(ctx, heliograph.Unverified("the node is stopping"))
+			r.mu.Lock()
+			r.over = true
+			r.mu.Unlock()
+			r.end(ctx, notRunning)
 			return
 		case <-r.wake:
 		case <-tick:

@@ -18,35 +18,30 @@ const (
 	verifyPause = time.Second
 )
 
-// Verify compares etcd's HashKV with this node's at one revision. It waits for a
-// verification that is under way, or else for a new one. What could not be done is
-// unknown. Run must be running.
-func (n *Node) Verify(ctx context.Context) heliograph.Verification { return n.verifier.ask(ctx, false) }
-
 // tryVerify verifies once, and reports whether to try again.
 type tryVerify func(ctx context.Context) (v heliograph.Verification, again bool)
 
-func newVerifier(n *Node, once tryVerify) *verifier {
+func newVerifier(m *mirroring, once tryVerify) *verifier {
 	return &verifier{
-		once: func(ctx context.Context) heliograph.Verification { return n.attempt(ctx, once) },
+		once: func(ctx context.Context) heliograph.Verification { return m.attempt(ctx, once) },
 		// Who has compacted since has nothing to compare it with.
-		current:  func(v heliograph.Verification) bool { return v.CompactRevision >= n.store.Compacted() },
-		ended:    n.verified,
-		interval: n.cfg.VerifyInterval,
+		current:  func(v heliograph.Verification) bool { return v.CompactRevision >= m.store.Compacted() },
+		ended:    m.verified,
+		interval: m.cfg.VerifyInterval,
 		wake:     make(chan struct{}, 1),
 	}
 }
 
 // attempt tries until there is a result, or a reason why there is none that will
 // not pass by itself.
-func (n *Node) attempt(ctx context.Context, once tryVerify) heliograph.Verification {
-	generation := n.store.Generation()
+func (m *mirroring) attempt(ctx context.Context, once tryVerify) heliograph.Verification {
+	generation := m.store.Generation()
 	v, again := once(ctx)
 	for tries := 1; again && tries < verifyTries && pause(ctx, verifyPause); tries++ {
 		v, again = once(ctx)
 	}
 	switch {
-	case n.store.Generation() != generation:
+	case m.store.Generation() != generation:
 		return heliograph.Unverified("the contents were replaced meanwhile")
 	case ctx.Err() != nil && v.Result == heliograph.VerifyUnknown:
 		v.Why = fmt.Sprintf("not done within %s: %s", verifyTimeout, v.Why)
@@ -55,8 +50,8 @@ func (n *Node) attempt(ctx context.Context, once tryVerify) heliograph.Verificat
 }
 
 // verifyEtcd compares a source node with its etcd.
-func (n *Node) verifyEtcd(ctx context.Context, up *etcd.Upstream) (v heliograph.Verification, again bool) {
-	rev := n.store.Applied()
+func (m *mirroring) verifyEtcd(ctx context.Context, up *etcd.Upstream) (v heliograph.Verification, again bool) {
+	rev := m.store.Applied()
 	if rev < 1 {
 		return heliograph.Unverified("this node has received no snapshot yet"), false
 	}
@@ -64,7 +59,7 @@ func (n *Node) verifyEtcd(ctx context.Context, up *etcd.Upstream) (v heliograph.
 	if err != nil {
 		return notHashed(err, rev)
 	}
-	ours, err := n.store.HashAt(ctx, rev, theirs.CompactRevision)
+	ours, err := m.store.HashAt(ctx, rev, theirs.CompactRevision)
 	if err != nil {
 		return notHashed(err, rev)
 	}
@@ -78,15 +73,15 @@ func (n *Node) verifyEtcd(ctx context.Context, up *etcd.Upstream) (v heliograph.
 }
 
 // verifyChain compares a mirror with the etcd at the head of its chain.
-func (n *Node) verifyChain(ctx context.Context, up *link.Link) (v heliograph.Verification, again bool) {
+func (m *mirroring) verifyChain(ctx context.Context, up *link.Link) (v heliograph.Verification, again bool) {
 	v = up.Verify(ctx)
 	if v.Result == heliograph.VerifyUnknown {
 		return v, false
 	}
-	if err := n.reach(ctx, v.Revision); err != nil {
+	if err := m.reach(ctx, v.Revision); err != nil {
 		return heliograph.Unverified(err.Error()), false
 	}
-	ours, err := n.store.HashAt(ctx, v.Revision, v.CompactRevision)
+	ours, err := m.store.HashAt(ctx, v.Revision, v.CompactRevision)
 	if err != nil {
 		return notHashed(err, v.Revision)
 	}
@@ -117,31 +112,31 @@ func notHashed(err error, rev int64) (v heliograph.Verification, again bool) {
 }
 
 // reach waits until rev is applied.
-func (n *Node) reach(ctx context.Context, rev int64) error {
+func (m *mirroring) reach(ctx context.Context, rev int64) error {
 	for {
-		changed := n.store.Changed()
-		if n.store.Applied() >= rev {
+		changed := m.store.Changed()
+		if m.store.Applied() >= rev {
 			return nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("this node has applied revision %d, and not yet %d, at which its source has verified", n.store.Applied(), rev)
+			return fmt.Errorf("this node has applied revision %d, and not yet %d, at which its source has verified", m.store.Applied(), rev)
 		}
 	}
 }
 
 // verified takes the result of a verification.
-func (n *Node) verified(v heliograph.Verification) {
-	n.verifications.WithLabelValues(string(v.Result)).Inc()
-	log := n.cfg.Log.With("part", "verify", "rev", v.Revision, "result", string(v.Result))
+func (m *mirroring) verified(v heliograph.Verification) {
+	m.node.verifications.WithLabelValues(string(v.Result)).Inc()
+	log := m.cfg.Log.With("part", "verify", "rev", v.Revision, "result", string(v.Result))
 	switch v.Result {
 	case heliograph.VerifyEqual:
 		log.Info("verified", "compacted", v.CompactRevision, "took_ms", v.TookMS)
 	case heliograph.VerifyUnequal:
 		log.Error("verification found a difference", "err", v.Why)
 		select {
-		case n.unequal <- &heliograph.DivergedError{Rev: v.Revision, Why: v.Why +
+		case m.unequal <- &heliograph.DivergedError{Rev: v.Revision, Why: v.Why +
 			": one of the two is damaged or has missed something; helio resync replaces this copy"}:
 		default: // it is known already
 		}

@@ -16,6 +16,7 @@ import (
 
 // Users, roles and passwords are those of the source.
 func TestAuthIsKept(t *testing.T) {
+	t.Parallel()
 	source := etcdtest.Start(t, etcdtest.Options{})
 	etcdtest.Fill(t, source.Client(t), 50)
 	source.EnableAuth(t, "secret")
@@ -39,6 +40,7 @@ func TestAuthIsKept(t *testing.T) {
 
 // The source was full; the promoted has its own quota and no alarm.
 func TestAlarmsGo(t *testing.T) {
+	t.Parallel()
 	source := etcdtest.Start(t, etcdtest.Options{Args: []string{"--quota-backend-bytes=4194304"}})
 	c := source.Client(t)
 	full := func() error {
@@ -74,6 +76,7 @@ func TestAlarmsGo(t *testing.T) {
 // The database remembers where it forked, through etcd's own snapshots too, and a
 // second promotion adds to it.
 func TestForkTravels(t *testing.T) {
+	t.Parallel()
 	source := etcdtest.Start(t, etcdtest.Options{})
 	rev := etcdtest.Fill(t, source.Client(t), 100)
 	dir := t.TempDir()

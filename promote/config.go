@@ -107,6 +107,9 @@ func (i identity) resolve() (identity, error) {
 	if i.token == "" {
 		i.token = rand.Text()
 	}
+	if len(i.token) > heliograph.MaxTokenBytes {
+		return i, fmt.Errorf("Config.Token has %d bytes: at most %d are allowed", len(i.token), heliograph.MaxTokenBytes)
+	}
 	if i.bump < 0 || i.bump > maxRevision {
 		return i, fmt.Errorf("Config.BumpRevision is %d: want 0 to %d", i.bump, int64(maxRevision))
 	}

@@ -111,6 +111,7 @@ func replicaOf(t *testing.T, revisions int) (*etcdtest.Cluster, string, outcome)
 // Ending at each step leaves a mirror before the commit, and a promoted node after
 // it; the mirror goes on following, and can be promoted after all.
 func TestEndsAtEachStep(t *testing.T) {
+	t.Parallel()
 	source, replica, want := replicaOf(t, 500)
 	for _, bump := range []int64{0, 1000} {
 		want.bump = bump
@@ -144,6 +145,7 @@ func TestEndsAtEachStep(t *testing.T) {
 
 // Killed with -9 at 50 random moments.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	kills := 50
 	if testing.Short() {
 		kills = 15

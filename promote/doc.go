@@ -33,7 +33,7 @@
 //
 //	format  "promoted", which package store does not open
 //	origin  heliograph.Origin, as text, of the mirrored etcd
-//	forks   JSON list of [Fork], oldest first, at most [MaxForks]
+//	forks   heliograph.EncodeForks: JSON, oldest first
 //
 // etcd ignores the bucket, and hands it to new members and into snapshots. Users
 // and roles stay as they were; alarms and members of the old cluster go.

@@ -51,32 +51,32 @@ type ExportConfig struct {
 // for an etcd that is run by other means. The replica goes on as it is. Out
 // appears whole and durable, or not at all; what is being written is beside it,
 // with ".partial" at the end of its name. Nothing is left behind after an error.
-func Export(ctx context.Context, snap heliograph.Snapshot, cfg ExportConfig) (Fork, error) {
+func Export(ctx context.Context, snap heliograph.Snapshot, cfg ExportConfig) (heliograph.Fork, error) {
 	if cfg.Out == "" {
-		return Fork{}, errors.New("export: ExportConfig.Out is empty")
+		return heliograph.Fork{}, errors.New("export: ExportConfig.Out is empty")
 	}
 	if cfg.Kind == "" {
 		cfg.Kind = Snapshot
 	}
 	if cfg.Kind != Snapshot && cfg.Kind != DataDir {
-		return Fork{}, fmt.Errorf("export: ExportConfig.Kind %.20q: want %q or %q", cfg.Kind, Snapshot, DataDir)
+		return heliograph.Fork{}, fmt.Errorf("export: ExportConfig.Kind %.20q: want %q or %q", cfg.Kind, Snapshot, DataDir)
 	}
 	promotion, err := Config{
 		Dir: filepath.Dir(cfg.Out), Database: cfg.Database, Cluster: cfg.Cluster, Name: cfg.Name, PeerURLs: cfg.PeerURLs,
 		Token: cfg.Token, BumpRevision: cfg.BumpRevision, LeaseTTL: cfg.LeaseTTL, Log: cfg.Log,
 	}.resolve()
 	if err != nil {
-		return Fork{}, fmt.Errorf("export: %w", err)
+		return heliograph.Fork{}, fmt.Errorf("export: %w", err)
 	}
 	for _, path := range []string{cfg.Out, cfg.Out + ".partial"} {
 		if there, err := exists(path); err != nil || there {
-			return Fork{}, errors.Join(fmt.Errorf("export: %s exists already: remove it, or choose another name", path), err)
+			return heliograph.Fork{}, errors.Join(fmt.Errorf("export: %s exists already: remove it, or choose another name", path), err)
 		}
 	}
 	e := export{cfg: promotion, kind: cfg.Kind, out: cfg.Out, partial: cfg.Out + ".partial", snap: snap}
 	fork, err := e.run(ctx)
 	if err != nil {
-		return Fork{}, errors.Join(fmt.Errorf("export to %s: %w", cfg.Out, err), os.RemoveAll(e.partial))
+		return heliograph.Fork{}, errors.Join(fmt.Errorf("export to %s: %w", cfg.Out, err), os.RemoveAll(e.partial))
 	}
 	return fork, nil
 }
@@ -88,51 +88,51 @@ type export struct {
 	snap         heliograph.Snapshot
 }
 
-func (e *export) run(ctx context.Context) (Fork, error) {
+func (e *export) run(ctx context.Context) (heliograph.Fork, error) {
 	if err := checkFree(e.cfg.Dir, e.snap.Size()+minFree); err != nil {
-		return Fork{}, err
+		return heliograph.Fork{}, err
 	}
 	lg := zaplog.New(e.cfg.Log)
 	m, err := newMember(lg, e.cfg.Name, e.cfg.PeerURLs, e.cfg.Token)
 	if err != nil {
-		return Fork{}, err
+		return heliograph.Fork{}, err
 	}
 	id, db := m.etcdID(), e.partial
 	if e.kind == DataDir {
 		db = dbFile(e.partial)
 		if err := m.writeLog(lg, e.partial); err != nil {
-			return Fork{}, err
+			return heliograph.Fork{}, err
 		}
 	} else {
 		m, id = nil, 0
 	}
 	if err := e.copy(ctx, db); err != nil {
-		return Fork{}, err
+		return heliograph.Fork{}, err
 	}
 	var s survey
 	if err := view(db, func(tx *bolt.Tx) (err error) {
 		s, err = examine(tx, int64(e.cfg.LeaseTTL/time.Second))
 		return err
 	}); err != nil {
-		return Fork{}, err
+		return heliograph.Fork{}, err
 	}
 	fork, err := newFork(s, e.cfg, id)
 	if err != nil {
-		return Fork{}, err
+		return heliograph.Fork{}, err
 	}
 	if err := (rewrite{survey: s, fork: fork, member: m}).run(db); err != nil {
-		return Fork{}, err
+		return heliograph.Fork{}, err
 	}
 	if e.kind == Snapshot {
 		if err := appendSum(ctx, db); err != nil {
-			return Fork{}, err
+			return heliograph.Fork{}, err
 		}
 	}
 	if err := errors.Join(syncTree(e.partial), ctx.Err()); err != nil {
-		return Fork{}, err
+		return heliograph.Fork{}, err
 	}
 	if err := move(e.partial, e.out); err != nil {
-		return Fork{}, err
+		return heliograph.Fork{}, err
 	}
 	e.cfg.Log.Info("exported", "kind", string(e.kind), "database", fork.Database, "rev", fork.Revision, "bump", fork.Bump,
 		"origin", fork.Origin, "leases", len(s.leases), "leases_defaulted", s.defaulted)

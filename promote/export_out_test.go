@@ -37,6 +37,7 @@ func exportConfig(t *testing.T, kind promote.Kind) promote.ExportConfig {
 
 // An exported snapshot is restored by etcdutl, hash and all.
 func TestExportSnapshot(t *testing.T) {
+	t.Parallel()
 	source := etcdtest.Start(t, etcdtest.Options{})
 	c := source.Client(t)
 	etcdtest.Fill(t, c, 500)
@@ -92,6 +93,7 @@ func TestExportSnapshot(t *testing.T) {
 
 // An exported data directory is started by etcd as it is.
 func TestExportDataDir(t *testing.T) {
+	t.Parallel()
 	source := etcdtest.Start(t, etcdtest.Options{})
 	rev := etcdtest.Fill(t, source.Client(t), 500)
 	dir := t.TempDir()
@@ -110,7 +112,7 @@ func TestExportDataDir(t *testing.T) {
 		t.Errorf("HashKV of the exported is %+v, of the source %+v", got, want)
 	}
 	status, err := c.Status(t.Context(), url)
-	if err != nil || promote.EtcdID(status.Header.ClusterId) != fork.EtcdID {
+	if err != nil || heliograph.EtcdID(status.Header.ClusterId) != fork.EtcdID {
 		t.Errorf("cluster id %x, %v; want %s", status.Header.ClusterId, err, fork.EtcdID)
 	}
 	if got := put(t, c, "new", "1"); got != rev+1 {
@@ -120,6 +122,7 @@ func TestExportDataDir(t *testing.T) {
 
 // The replica's own file is not touched, and nothing is left after a failure.
 func TestExportFails(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	fillReplica(t, dir, 500, 64, false)
 	before := tree(t, filepath.Join(dir, "default.db"))

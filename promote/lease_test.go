@@ -15,6 +15,7 @@ import (
 // Leases keep their ids and their keys and start again with the TTL that was
 // granted; then they expire. (etcd#16431: keys that never expire.)
 func TestLeases(t *testing.T) {
+	t.Parallel()
 	source := etcdtest.Start(t, etcdtest.Options{})
 	c := source.Client(t)
 	long, short, empty, revoked := grant(t, c, 1000), grant(t, c, 6), grant(t, c, 500), grant(t, c, 500)
@@ -109,6 +110,7 @@ func waitDeleted(t *testing.T, c *clientv3.Client, key string) time.Time {
 
 // 10,000 leases live and are counted.
 func TestManyLeases(t *testing.T) {
+	t.Parallel()
 	const n = 10_000
 	dir := t.TempDir()
 	rev := fillReplica(t, dir, n, 8, true)

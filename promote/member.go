@@ -17,6 +17,8 @@ import (
 	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+
+	"github.com/heliograph/heliograph"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -46,7 +48,7 @@ func newMember(lg *zap.Logger, name string, peerURLs []string, token string) (*m
 	return &member{cluster: cl, self: cl.MemberByName(name)}, nil
 }
 
-func (m *member) etcdID() EtcdID { return EtcdID(m.cluster.ID()) }
+func (m *member) etcdID() heliograph.EtcdID { return heliograph.EtcdID(m.cluster.ID()) }
 
 func (m *member) confState() *raftpb.ConfState {
 	return &raftpb.ConfState{Voters: []uint64{uint64(m.self.ID)}}
@@ -69,6 +71,10 @@ func (m *member) writeLog(lg *zap.Logger, dir string) (err error) {
 	}
 	// wal.Create builds the log beside walDir and renames it into place.
 	w, err := wal.Create(lg, walDir(dir), metadata)
+	if err == nil && w == nil {
+		// It forgets the error of an fsync of the folder when closing that works.
+		err = errors.New("its folder cannot be synced")
+	}
 	if err != nil {
 		return fmt.Errorf("write-ahead log: %w", err)
 	}

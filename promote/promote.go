@@ -114,14 +114,14 @@ func inspect(f files, leaseTTL time.Duration) (s survey, err error) {
 	return s, nil
 }
 
-func newFork(s survey, cfg Config, id EtcdID) (Fork, error) {
+func newFork(s survey, cfg Config, id heliograph.EtcdID) (heliograph.Fork, error) {
 	if s.rev > maxRevision || s.rev+cfg.BumpRevision > maxRevision {
-		return Fork{}, fmt.Errorf("revision %d cannot be bumped by %d", s.rev, cfg.BumpRevision)
+		return heliograph.Fork{}, fmt.Errorf("revision %d cannot be bumped by %d", s.rev, cfg.BumpRevision)
 	}
 	if uint64(id) == s.origin.EtcdID {
-		return Fork{}, fmt.Errorf("the new etcd would have the cluster id %s of the old one: use another token", id)
+		return heliograph.Fork{}, fmt.Errorf("the new etcd would have the cluster id %s of the old one: use another token", id)
 	}
-	return Fork{
+	return heliograph.Fork{
 		Origin: s.origin.String(), Revision: s.rev, Bump: cfg.BumpRevision,
 		Cluster: cfg.Cluster, Database: cfg.Database,
 		EtcdID: id, Token: cfg.Token, At: time.Now().UTC().Truncate(time.Millisecond),

@@ -23,6 +23,7 @@ import (
 // The promoted etcd is the source at revision R, and goes on with R+1 under an id
 // of its own; the record and the file say where that was.
 func TestPromoted(t *testing.T) {
+	t.Parallel()
 	source := etcdtest.Start(t, etcdtest.Options{})
 	etcdtest.Fill(t, source.Client(t), 2000)
 	dir := t.TempDir()
@@ -64,7 +65,7 @@ func TestPromoted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if id := status.Header.ClusterId; id == origin.EtcdID || promote.EtcdID(id) != rec.EtcdID {
+	if id := status.Header.ClusterId; id == origin.EtcdID || heliograph.EtcdID(id) != rec.EtcdID {
 		t.Errorf("cluster id %x, want %s, and not %x", id, rec.EtcdID, origin.EtcdID)
 	}
 	if got := put(t, s.client, "new", "1"); got != rev+1 {
@@ -123,6 +124,7 @@ func waitCompacted(t *testing.T, source *etcdtest.Cluster, dir string) int64 {
 
 // A watch goes on where it was, and history before the promotion is readable.
 func TestWatchResumes(t *testing.T) {
+	t.Parallel()
 	source := etcdtest.Start(t, etcdtest.Options{})
 	rev := etcdtest.Fill(t, source.Client(t), 300)
 	dir := t.TempDir()
@@ -167,6 +169,7 @@ func events(t *testing.T, c *clientv3.Client, from, to int64) []string {
 // With a bump, the revisions between do not exist, and those before are compacted:
 // nobody sees a revision with two contents.
 func TestBump(t *testing.T) {
+	t.Parallel()
 	source := etcdtest.Start(t, etcdtest.Options{})
 	rev := etcdtest.Fill(t, source.Client(t), 500)
 	dir := t.TempDir()
@@ -244,6 +247,7 @@ func allKeys(t *testing.T, c *clientv3.Client) string {
 
 // The promoted member grows to a cluster of three, by snapshot and by log.
 func TestMemberAdd(t *testing.T) {
+	t.Parallel()
 	source := etcdtest.Start(t, etcdtest.Options{})
 	rev := etcdtest.Fill(t, source.Client(t), 1000)
 	dir := t.TempDir()
@@ -313,6 +317,7 @@ func waitPut(t *testing.T, c *clientv3.Client, key string) {
 
 // A promotion that is given up before its commit leaves the mirror.
 func TestCancelled(t *testing.T) {
+	t.Parallel()
 	source := etcdtest.Start(t, etcdtest.Options{})
 	etcdtest.Fill(t, source.Client(t), 200)
 	dir := t.TempDir()
@@ -339,6 +344,7 @@ func TestCancelled(t *testing.T) {
 
 // Package store takes no promoted file for a replica.
 func TestStoreRefusesPromoted(t *testing.T) {
+	t.Parallel()
 	source := etcdtest.Start(t, etcdtest.Options{})
 	etcdtest.Fill(t, source.Client(t), 100)
 	dir := t.TempDir()

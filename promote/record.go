@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"github.com/heliograph/heliograph"
@@ -18,50 +17,6 @@ const RecordFile = "promotion.json"
 
 // maxRecordBytes bounds the record that Read takes.
 const maxRecordBytes = 1 << 20
-
-// EtcdID is etcd's cluster id, written as etcdctl prints it.
-type EtcdID uint64
-
-// String returns the id in hexadecimal; empty if it is zero.
-func (id EtcdID) String() string {
-	if id == 0 {
-		return ""
-	}
-	return strconv.FormatUint(uint64(id), 16)
-}
-
-// MarshalText implements [encoding.TextMarshaler].
-func (id EtcdID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
-
-// UnmarshalText implements [encoding.TextUnmarshaler].
-func (id *EtcdID) UnmarshalText(b []byte) error {
-	if len(b) == 0 {
-		*id = 0
-		return nil
-	}
-	n, err := strconv.ParseUint(string(b), 16, 64)
-	if err != nil {
-		return fmt.Errorf("etcd cluster id %.40q: %w", b, err)
-	}
-	*id = EtcdID(n)
-	return nil
-}
-
-// Fork says where a database left the history that it was mirrored from. The
-// database carries it, so that whoever copies the one has the other.
-type Fork struct {
-	Origin   string                `json:"origin"`          // heliograph.Origin.String of the history that was left
-	Revision int64                 `json:"revision"`        // the last revision of that history
-	Bump     int64                 `json:"bump"`            // revisions left out after it
-	Cluster  heliograph.ClusterID  `json:"cluster"`         // of the node that left it
-	Database heliograph.DatabaseID `json:"database"`        // within Cluster
-	EtcdID   EtcdID                `json:"etcd_cluster_id"` // of the new etcd; zero in an exported snapshot, whose restore decides
-	Token    string                `json:"token"`           // unique to this fork
-	At       time.Time             `json:"at"`              // when it began
-}
-
-// First returns the first revision that belongs to the new history alone.
-func (f Fork) First() int64 { return f.Revision + f.Bump + 1 }
 
 // State is how far a promotion has come.
 //
@@ -79,7 +34,7 @@ const (
 // Record is what a data directory says of its promotion.
 type Record struct {
 	State State `json:"state"`
-	Fork
+	heliograph.Fork
 	Name     string   `json:"name"`      // the member's
 	PeerURLs []string `json:"peer_urls"` // the member's
 

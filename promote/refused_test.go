@@ -14,6 +14,7 @@ import (
 // What is no whole replica, and what makes no sense, is refused before anything
 // is changed.
 func TestRefused(t *testing.T) {
+	t.Parallel()
 	source := etcdtest.Start(t, etcdtest.Options{})
 	etcdtest.Fill(t, source.Client(t), 200)
 	replica := t.TempDir()

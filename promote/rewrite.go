@@ -2,7 +2,6 @@ package promote
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -36,7 +35,7 @@ func (b buckets) put(bucket backend.Bucket, key, value []byte) error {
 // rewrite is everything that changes in the replica's file.
 type rewrite struct {
 	survey survey
-	fork   Fork
+	fork   heliograph.Fork
 	member *member // nil: membership is left to a restore
 }
 
@@ -110,7 +109,7 @@ func (r rewrite) applyBump(b buckets) error {
 // format keeps package store from taking it for a replica.
 func (r rewrite) applyOwn(b buckets) error {
 	forks := append(r.survey.forks[:len(r.survey.forks):len(r.survey.forks)], r.fork)
-	list, err := json.Marshal(forks[max(0, len(forks)-MaxForks):])
+	list, err := heliograph.EncodeForks(forks)
 	if err != nil {
 		return err
 	}
@@ -133,7 +132,7 @@ func committed(path, token string) (yes bool, err error) {
 		if own == nil || string(own.Get(formatKey)) != promotedFormat {
 			return nil
 		}
-		forks, err := decodeForks(own.Get(forksKey))
+		forks, err := heliograph.ParseForks(own.Get(forksKey))
 		if err != nil {
 			return err
 		}

@@ -19,6 +19,7 @@ import (
 
 // Serve runs until its context ends, over TLS if told so, and can be run again.
 func TestServe(t *testing.T) {
+	t.Parallel()
 	source := etcdtest.Start(t, etcdtest.Options{TLS: true}) // for its certificates
 	ca, cert, key := source.TLSFiles()
 	dir := t.TempDir()

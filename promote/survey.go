@@ -2,7 +2,6 @@ package promote
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -31,9 +30,6 @@ const (
 	replicaFormat  = "1" // what package store writes and opens
 	promotedFormat = "promoted"
 )
-
-// MaxForks bounds the forks that a database remembers; the oldest go first.
-const MaxForks = 64
 
 // openWait is how long to wait for whoever else has a database file open.
 const openWait = 5 * time.Second
@@ -67,7 +63,7 @@ func view(path string, f func(tx *bolt.Tx) error) (err error) {
 // survey is what a replica's file holds, as far as promotion must know.
 type survey struct {
 	origin heliograph.Origin
-	forks  []Fork
+	forks  []heliograph.Fork
 	rev    int64
 	leases []*leasepb.Lease // as they are to be; every lease that a key hangs on is there
 	// defaulted are those of leases whose TTL the file did not know.
@@ -94,7 +90,7 @@ func examine(tx *bolt.Tx, unknownTTL int64) (s survey, err error) {
 	if s.origin, err = heliograph.ParseOrigin(string(own.Get(originKey))); err != nil {
 		return s, err
 	}
-	if s.forks, err = decodeForks(own.Get(forksKey)); err != nil {
+	if s.forks, err = heliograph.ParseForks(own.Get(forksKey)); err != nil {
 		return s, err
 	}
 	if err := checkVersions(tx); err != nil {
@@ -247,24 +243,13 @@ func renew(bucket *bolt.Bucket, attached map[int64]struct{}, unknownTTL int64) (
 	return out, defaulted, err
 }
 
-func decodeForks(b []byte) ([]Fork, error) {
-	if b == nil {
-		return nil, nil
-	}
-	var forks []Fork
-	if err := json.Unmarshal(b, &forks); err != nil {
-		return nil, fmt.Errorf("its list of forks cannot be read: %w", err)
-	}
-	return forks, nil
-}
-
 // Forks returns the forks that the database file at path remembers, oldest first;
 // none if it was never promoted. The file must not be open for writing: a member
 // that runs has it open.
-func Forks(path string) (forks []Fork, err error) {
+func Forks(path string) (forks []heliograph.Fork, err error) {
 	err = view(path, func(tx *bolt.Tx) (err error) {
 		if own := tx.Bucket(ownBucket); own != nil {
-			forks, err = decodeForks(own.Get(forksKey))
+			forks, err = heliograph.ParseForks(own.Get(forksKey))
 		}
 		return err
 	})

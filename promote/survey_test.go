@@ -32,6 +32,7 @@ func edit(t *testing.T, dir string, f func(tx *bolt.Tx) error) {
 // A file that this program's etcd could not serve is refused before anything is
 // changed.
 func TestRefusedContents(t *testing.T) {
+	t.Parallel()
 	replica := t.TempDir()
 	fillReplica(t, replica, 100, 8, false)
 	set := func(bucket, key, value string) func(tx *bolt.Tx) error {
@@ -76,7 +77,7 @@ func TestRefusedContents(t *testing.T) {
 }
 
 // etcdIDOf returns the cluster id that a promotion with that token makes.
-func etcdIDOf(t *testing.T, replica, token string) promote.EtcdID {
+func etcdIDOf(t *testing.T, replica, token string) heliograph.EtcdID {
 	t.Helper()
 	dir := t.TempDir()
 	copyTree(t, replica, dir)
@@ -89,9 +90,9 @@ func etcdIDOf(t *testing.T, replica, token string) promote.EtcdID {
 func TestForksAdd(t *testing.T) {
 	dir := t.TempDir()
 	fillReplica(t, dir, 100, 8, false)
-	var old []promote.Fork
-	for i := range promote.MaxForks {
-		old = append(old, promote.Fork{Revision: int64(i), Token: fmt.Sprint(i)})
+	var old []heliograph.Fork
+	for i := range heliograph.MaxForks {
+		old = append(old, heliograph.Fork{Origin: fillOrigin.String(), Revision: int64(i + 1), Cluster: "eu", Database: database, Token: fmt.Sprint(i)})
 	}
 	list, err := json.Marshal(old)
 	if err != nil {
@@ -100,8 +101,8 @@ func TestForksAdd(t *testing.T) {
 	edit(t, dir, func(tx *bolt.Tx) error { return tx.Bucket([]byte("heliograph")).Put([]byte("forks"), list) })
 	rec := mustPromote(t, config(dir))
 	got, err := promote.Forks(filepath.Join(promote.EtcdDir(dir, database), "member", "snap", "db"))
-	if n := len(got); err != nil || n != promote.MaxForks || got[0] != old[1] || got[n-1] != rec.Fork {
-		t.Errorf("%d forks, %v: want the last %d and the new one", n, err, promote.MaxForks-1)
+	if n := len(got); err != nil || n != heliograph.MaxForks || got[0] != old[1] || got[n-1] != rec.Fork {
+		t.Errorf("%d forks, %v: want the last %d and the new one", n, err, heliograph.MaxForks-1)
 	}
 }
 

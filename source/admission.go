@@ -123,6 +123,7 @@ func (s *Server) admit(ctx context.Context, conn *quic.Conn, hello wire.Hello) (
 		d = s.decideAhead(ctx, hello, peer, node)
 	}
 	proven := d.Proven
+	m.origin, m.forks = node.Lineage.Origin, d.Forks
 
 	s.mu.Lock()
 	if d.Accepted() {
@@ -205,7 +206,8 @@ func (s *Server) node() session.Node {
 		NodeID:         s.cfg.NodeID,
 		Version:        wire.Version,
 		Allow:          s.cfg.Allow,
-		Origin:         s.cfg.Replica.Origin(),
+		Lineage:        s.cfg.Replica.Lineage(),
+		MaxForks:       wire.MaxAckForks,
 		Applied:        s.cfg.Replica.Applied(),
 		Floor:          s.cfg.Replica.Floor(),
 		History:        s.cfg.Replica,
@@ -237,7 +239,8 @@ func (s *Server) accepted(m *mirror) wire.HelloAck {
 		SnapshotLSN:     wire.NoSnapshot,
 		HeadLSN:         s.cfg.Replica.Applied(),
 		CompactLSN:      s.cfg.Replica.Compacted(),
-		Origin:          s.cfg.Replica.Origin().String(),
+		Origin:          m.origin.String(),
+		Forks:           m.forks,
 		NodeID:          s.cfg.NodeID,
 		Path:            s.path(s.cfg.Upstream()),
 		HeartbeatMS:     s.cfg.Heartbeat.Milliseconds(),
@@ -260,7 +263,7 @@ func (m *mirror) refuse(stream *quic.Stream, hello wire.Hello, e *ending) {
 		"hello_database", hello.SourceDatabaseID, "database", string(cfg.Database),
 		"hello_version", hello.ProtocolVersion, "version", wire.Version,
 		"hello_rev", hello.LastAppliedLSN, "rev", cfg.Replica.Applied(), "floor", cfg.Replica.Floor(),
-		"hello_origin", hello.Origin, "origin", cfg.Replica.Origin().String(),
+		"hello_origin", hello.Origin, "origin", cfg.Replica.Lineage().Origin.String(),
 		"hello_node", hello.NodeID, "node", cfg.NodeID)
 	ack := wire.HelloAck{ErrorCode: e.code, ErrorDetail: e.detail, SnapshotLSN: wire.NoSnapshot}
 	if e.code != heliograph.CodeNotAuthorized && e.code != heliograph.CodeObserverOnly {

@@ -18,8 +18,9 @@ import (
 
 // Replica is what is served. All methods are safe for concurrent use.
 type Replica interface {
-	// Origin returns where the bytes come from; zero without data.
-	Origin() heliograph.Origin
+	// Lineage returns where the bytes come from, and the forks on the way there;
+	// zero without data.
+	Lineage() heliograph.Lineage
 	// Applied returns the newest revision; 0 without data.
 	Applied() int64
 	// Compacted returns the compaction revision; 0 if never compacted.
@@ -27,7 +28,8 @@ type Replica interface {
 	// Floor returns the revision above which the history is complete: that of
 	// the compaction, or a higher one. It rises before anything is removed.
 	Floor() int64
-	// Generation rises whenever a snapshot replaces the contents.
+	// Generation rises whenever a snapshot replaces the contents, and when the
+	// lineage changes, before anything of the new history is applied.
 	Generation() int64
 	// Changed returns a channel that is closed at the next change of any of
 	// these. Take it, then read, then wait.

@@ -24,7 +24,9 @@ type mirror struct {
 	notAfter time.Time // of its certificate
 	nodeID   string
 	address  string
-	gen      int64 // of the replica; the session ends with it
+	gen      int64             // of the replica; the session ends with it
+	origin   heliograph.Origin // of the replica, in that generation
+	forks    []heliograph.Fork // from the mirror's origin to that one
 	since    time.Time
 	log      *slog.Logger
 
@@ -95,7 +97,7 @@ func (m *mirror) dropSnapshot() {
 
 func (m *mirror) checkGeneration() error {
 	if m.srv.cfg.Replica.Generation() != m.gen {
-		return end(heliograph.CodeReset, "the source's own data was replaced by a snapshot: connect again")
+		return end(heliograph.CodeReset, "the source's own data was replaced, or is of another origin now: connect again")
 	}
 	return nil
 }
@@ -147,7 +149,7 @@ func (m *mirror) downstream() heliograph.Downstream {
 
 // serve runs an accepted mirror and ends its connection.
 func (m *mirror) serve(ctx context.Context) {
-	m.log.Info("mirror accepted", "rev", m.cursor().Whole(), "snapshot", m.snapshot != nil)
+	m.log.Info("mirror accepted", "rev", m.cursor().Whole(), "snapshot", m.snapshot != nil, "forks", len(m.forks))
 	err := m.run(ctx)
 	e := endingOf(m.srv.life, err)
 	m.srv.remove(m)

@@ -25,7 +25,7 @@ type memory struct {
 	revs     [][]heliograph.Record
 	floor    int64
 	gen      int64
-	origin   heliograph.Origin
+	lineage  heliograph.Lineage
 	changed  chan struct{}
 	visits   int           // History calls
 	blob     int           // bytes of a snapshot
@@ -59,7 +59,7 @@ func (m *memory) Auth() (enabled bool, revision uint64, known bool) {
 }
 
 func newMemory(revs int) *memory {
-	m := &memory{origin: origin, changed: make(chan struct{}), blob: 600 << 10}
+	m := &memory{lineage: heliograph.Lineage{Origin: origin}, changed: make(chan struct{}), blob: 600 << 10}
 	for range revs {
 		m.put(1, 100)
 	}
@@ -110,6 +110,15 @@ func (m *memory) replace() {
 	m.changeLocked()
 }
 
+// adopt stands for the adoption of a promoted cluster's history.
+func (m *memory) adopt(l heliograph.Lineage) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lineage = l
+	m.gen++
+	m.changeLocked()
+}
+
 func (m *memory) changeLocked() {
 	close(m.changed)
 	m.changed = make(chan struct{})
@@ -128,8 +137,8 @@ func locked[T any](m *memory, get func() T) T {
 	return get()
 }
 
-func (m *memory) Origin() heliograph.Origin {
-	return locked(m, func() heliograph.Origin { return m.origin })
+func (m *memory) Lineage() heliograph.Lineage {
+	return locked(m, func() heliograph.Lineage { return m.lineage })
 }
 func (m *memory) Applied() int64    { return locked(m, func() int64 { return int64(len(m.revs)) }) }
 func (m *memory) Compacted() int64  { return locked(m, func() int64 { return m.floor }) }

@@ -13,6 +13,7 @@ import (
 //
 //	format       "1"
 //	origin       heliograph.Origin, as text
+//	forks        what heliograph.EncodeForks writes; missing if there are none
 //	compactions  what wishes.encode writes; missing if there are none
 //	auth         what auth.encode writes; missing while not known
 //	tally, block/…  see digests
@@ -31,31 +32,64 @@ const formatVersion = "1"
 var (
 	formatKey      = []byte("format")
 	originKey      = []byte("origin")
+	forksKey       = []byte("forks")
 	compactionsKey = []byte("compactions")
 	authKey        = []byte("auth")
 )
 
 // ownState is what the bucket holds.
 type ownState struct {
-	origin heliograph.Origin
-	wishes wishes
-	auth   *auth // nil if not known
-	tally  tally
+	lineage heliograph.Lineage
+	wishes  wishes
+	auth    *auth // nil if not known
+	tally   tally
 }
 
 // writeOwn puts a fresh bucket into be: whatever a snapshot brought in its place
 // was its sender's. It is durable on return.
-func writeOwn(be backend.Backend, origin heliograph.Origin, a *auth) {
+func writeOwn(be backend.Backend, l heliograph.Lineage, a *auth) error {
+	forks, err := encodeForks(l.Forks)
+	if err != nil {
+		return err
+	}
 	tx := be.BatchTx()
 	tx.LockOutsideApply()
 	tx.UnsafeCreateBucket(own) // deleting what is not there would be logged as an error
 	tx.UnsafeDeleteBucket(own)
 	tx.UnsafeCreateBucket(own)
 	tx.UnsafePut(own, formatKey, []byte(formatVersion))
-	tx.UnsafePut(own, originKey, []byte(origin.String()))
+	putLineage(tx, l.Origin, forks)
 	putAuth(tx, a)
 	tx.Unlock()
 	be.ForceCommit()
+	return nil
+}
+
+// encodeForks returns nil if there are none.
+func encodeForks(forks []heliograph.Fork) ([]byte, error) {
+	if len(forks) == 0 {
+		return nil, nil
+	}
+	return heliograph.EncodeForks(forks)
+}
+
+// putLineage stores what the bytes are a history of, forks as encodeForks returns
+// them. The caller holds the transaction's lock, so that one commit has both.
+func putLineage(tx backend.BatchTx, origin heliograph.Origin, forks []byte) {
+	tx.UnsafePut(own, originKey, []byte(origin.String()))
+	if forks != nil {
+		tx.UnsafePut(own, forksKey, forks)
+	}
+}
+
+// readForks reads the forks that a file brings, whether it was an etcd's, a
+// promoted etcd's or a replica's.
+func readForks(tx *bolt.Tx) ([]heliograph.Fork, error) {
+	b := tx.Bucket(own.Name())
+	if b == nil {
+		return nil, nil
+	}
+	return heliograph.ParseForks(b.Get(forksKey))
 }
 
 // writeWishes stores the pending compactions; durable at the next commit.
@@ -79,6 +113,10 @@ func readOwn(tx *bolt.Tx) (ownState, error) {
 	if err != nil {
 		return ownState{}, err
 	}
+	forks, err := readForks(tx)
+	if err != nil {
+		return ownState{}, err
+	}
 	w, err := decodeWishes(b.Get(compactionsKey))
 	if err != nil {
 		return ownState{}, err
@@ -91,5 +129,5 @@ func readOwn(tx *bolt.Tx) (ownState, error) {
 	if err != nil {
 		return ownState{}, err
 	}
-	return ownState{origin: origin, wishes: w, auth: a, tally: t}, nil
+	return ownState{lineage: heliograph.Lineage{Origin: origin, Forks: forks}, wishes: w, auth: a, tally: t}, nil
 }

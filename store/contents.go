@@ -18,8 +18,9 @@ import (
 //
 // Invariant: durable <= applied, compacted <= floor <= applied.
 type contents struct {
-	be      backend.Backend
-	origin  heliograph.Origin
+	be backend.Backend
+	// lineage is never nil once the contents are current; Adopt replaces it.
+	lineage atomic.Pointer[heliograph.Lineage]
 	digests *digests
 	// damaged is why nothing may be applied: the file does not hold what was
 	// applied to it. Nil if it does. Fixed before the contents are current.

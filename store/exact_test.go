@@ -96,24 +96,35 @@ func randomWrites(t *rapid.T, src *source, most int) {
 	value := rapid.SliceOfN(rapid.Byte(), 0, 40)
 	leases := rapid.SampledFrom([]lease.LeaseID{0, 0, 7, 8, 1 << 62})
 	for range rapid.IntRange(1, most).Draw(t, "writes") {
-		src.do(func(tx mvcc.TxnWrite) {
-			switch rapid.IntRange(0, 5).Draw(t, "op") {
-			case 0:
-				tx.DeleteRange([]byte(key.Draw(t, "del")), nil)
-			case 1:
-				a, b := key.Draw(t, "from"), key.Draw(t, "to")
-				tx.DeleteRange([]byte(min(a, b)), []byte(max(a, b)+"x"))
-			case 2: // puts and deletes in one, no key twice
-				keys := rapid.SliceOfNDistinct(key, 1, 12, rapid.ID).Draw(t, "keys")
-				for _, k := range keys {
-					if rapid.Bool().Draw(t, "put") {
-						tx.Put([]byte(k), value.Draw(t, "value"), leases.Draw(t, "lease"))
-					} else {
-						tx.DeleteRange([]byte(k), nil)
-					}
+		var ops []func(tx mvcc.TxnWrite)
+		del := func(key string, end []byte) {
+			ops = append(ops, func(tx mvcc.TxnWrite) { tx.DeleteRange([]byte(key), end) })
+		}
+		put := func(key string, value []byte, id lease.LeaseID) {
+			ops = append(ops, func(tx mvcc.TxnWrite) { tx.Put([]byte(key), value, id) })
+		}
+		// What is drawn is drawn before the transaction: a draw may panic.
+		switch rapid.IntRange(0, 5).Draw(t, "op") {
+		case 0:
+			del(key.Draw(t, "del"), nil)
+		case 1:
+			a, b := key.Draw(t, "from"), key.Draw(t, "to")
+			del(min(a, b), []byte(max(a, b)+"x"))
+		case 2: // puts and deletes in one, no key twice
+			keys := rapid.SliceOfNDistinct(key, 1, 12, rapid.ID).Draw(t, "keys")
+			for _, k := range keys {
+				if rapid.Bool().Draw(t, "put") {
+					put(k, value.Draw(t, "value"), leases.Draw(t, "lease"))
+				} else {
+					del(k, nil)
 				}
-			default:
-				tx.Put([]byte(key.Draw(t, "key")), value.Draw(t, "value"), leases.Draw(t, "lease"))
+			}
+		default:
+			put(key.Draw(t, "key"), value.Draw(t, "value"), leases.Draw(t, "lease"))
+		}
+		src.do(func(tx mvcc.TxnWrite) {
+			for _, op := range ops {
+				op(tx)
 			}
 		})
 	}

@@ -78,6 +78,9 @@ func (s *Store) compactDue(now time.Time) time.Time {
 			limit = min(limit, sp.pin)
 		}
 	}
+	if s.held {
+		limit = 0
+	}
 	rev, next := s.wishes.due(now, s.cfg.History, limit)
 	s.mu.Unlock()
 	var floor tally

@@ -40,12 +40,16 @@ func inspectAll(tx *bolt.Tx) (summary, error) {
 //     up to what is applied here: it was kept because it was current, and if it is
 //     not current here, a later revision was lost there.
 //
+// left is the revision at which the snapshot's history is known to have left that of
+// the contents, at or behind what is applied here; 0 if both are of one origin. Up
+// to there the snapshot's lacks nothing, whatever has raised its revisions later.
+//
 // It reports whether anything could be compared. A difference is a
 // *heliograph.DivergedError. A snapshot that was made while a compaction was under
 // way may hold more than what is current, and is refused; another will do. The
 // caller holds applyMu.
-func (s *Store) continues(old *contents, sum summary, tx *bolt.Tx) (proven bool, err error) {
-	if sum.bumped > old.applied.Load() {
+func (s *Store) continues(old *contents, sum summary, left int64, tx *bolt.Tx) (proven bool, err error) {
+	if sum.bumped > old.applied.Load() && (left == 0 || sum.bumped <= left) {
 		return false, &heliograph.DivergedError{Rev: old.applied.Load() + 1, Why: fmt.Sprintf(
 			"the upstream was restored from a backup and its revisions raised to %d: what the backup lacks cannot be told; "+
 				"helio resync to follow it as it is now", sum.bumped)}

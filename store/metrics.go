@@ -18,6 +18,7 @@ type metrics struct {
 	received    prometheus.Counter
 	unproven    prometheus.Counter
 	resets      prometheus.Counter
+	adoptions   prometheus.Counter
 	spooled     prometheus.Counter
 	commits     prometheus.Histogram
 }
@@ -39,6 +40,7 @@ func newMetrics(s *Store) (*metrics, error) {
 	m.received = counter("snapshots_received_total", "Snapshots that replaced the contents.")
 	m.unproven = counter("snapshots_unproven_total", "Snapshots that share no record with what they replaced.")
 	m.resets = counter("resets_total", "Times that the contents were dropped for a resync.")
+	m.adoptions = counter("adoptions_total", "Times that the history of a promoted cluster was gone on with, without a snapshot.")
 	m.spooled = counter("snapshots_spooled_total", "Copies made to be handed down.")
 	m.commits = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "heliograph_store_commit_seconds", Help: "Time that a commit takes, fsync included.",

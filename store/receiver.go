@@ -117,7 +117,8 @@ func (r *receiver) endLocked(remove bool) error {
 
 // Commit checks what was received and makes it the contents; it returns its
 // revision, which is durable. A snapshot of another origin is a
-// *heliograph.DivergedError; one that is older than what was applied is refused.
+// *heliograph.DivergedError, unless the forks in it say that its history left that
+// of the contents, and not before what is applied; one that is older than what was applied is refused.
 // After an error the contents are what they were and nothing is left behind.
 func (r *receiver) Commit(size int64, sum [sha256.Size]byte, origin heliograph.Origin) (int64, error) {
 	r.mu.Lock()
@@ -170,20 +171,23 @@ func (s *Store) replace(origin heliograph.Origin) (rev int64, err error) {
 	if s.ctx.Err() != nil {
 		return 0, heliograph.ErrClosed
 	}
-	if have := s.Origin(); !have.IsZero() && have != origin {
-		return 0, &heliograph.DivergedError{
-			Why: fmt.Sprintf("this copy is of %s and the snapshot of %s; a resync replaces the copy", have, origin),
-		}
-	}
 	partial := s.path(".partial")
 	var sum summary
+	to := heliograph.Lineage{Origin: origin}
 	proven := true
 	if err := view(partial, s.cfg.LockTimeout, func(tx *bolt.Tx) (err error) {
+		if to.Forks, err = readForks(tx); err != nil {
+			return err
+		}
+		left, err := s.leads(to)
+		if err != nil {
+			return err
+		}
 		if sum, err = inspectAll(tx); err != nil {
 			return err
 		}
 		if old := s.cur.Load(); old != nil && old.applied.Load() <= sum.head {
-			proven, err = s.continues(old, sum, tx)
+			proven, err = s.continues(old, sum, left, tx)
 		}
 		return err
 	}); err != nil {
@@ -198,10 +202,13 @@ func (s *Store) replace(origin heliograph.Origin) (rev int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	c.origin = origin
+	c.lineage.Store(&to)
 	c.digests.begin(sum.tally, tally{}, sum.base)
-	writeOwn(c.be, origin, s.auth.Load())
-	if err := os.Rename(partial, s.path(".db")); err != nil {
+	err = writeOwn(c.be, to, s.auth.Load())
+	if err == nil {
+		err = os.Rename(partial, s.path(".db"))
+	}
+	if err != nil {
 		return 0, errors.Join(err, c.be.Close())
 	}
 	if err := syncDir(s.cfg.Dir); err != nil {

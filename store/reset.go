@@ -51,7 +51,7 @@ func (s *Store) Reset() error {
 	s.loose.Store(false)
 	s.wg.Go(func() { s.closeEpoch(c) })
 	s.metrics.resets.Inc()
-	s.log.Warn("contents dropped", "database", s.cfg.Database, "rev", rev, "origin", c.origin.String())
+	s.log.Warn("contents dropped", "database", s.cfg.Database, "rev", rev, "origin", c.lineage.Load().Origin.String())
 	s.notify()
 	return nil
 }

@@ -21,7 +21,8 @@ import (
 // one before it that slow readers still use.
 const maxSpools = 2
 
-// ErrBusy says that too many snapshots of replaced contents are in use.
+// ErrBusy says that too many snapshots of replaced contents, or of an earlier
+// lineage, are in use.
 var ErrBusy = errors.New("too many snapshots are in use: try again later")
 
 // spool is one copy of the contents in a file.
@@ -30,10 +31,11 @@ var ErrBusy = errors.New("too many snapshots are in use: try again later")
 //
 // Store.mu guards the fields that are not fixed when ready is closed.
 type spool struct {
-	of     *contents
-	made   time.Time
-	cancel context.CancelFunc // ends the filling
-	ready  chan struct{}      // closed when the filling has ended
+	of      *contents
+	lineage *heliograph.Lineage // of them when the copy was begun
+	made    time.Time
+	cancel  context.CancelFunc // ends the filling
+	ready   chan struct{}      // closed when the filling has ended
 
 	// Fixed when ready is closed.
 	err  error
@@ -88,7 +90,7 @@ func (s *Store) takeSpool() (*spool, error) {
 	}
 	if n := len(s.spools); n > 0 {
 		sp := s.spools[n-1]
-		if sp.of == c && (time.Since(sp.made) < s.cfg.SpoolShare || n >= maxSpools) {
+		if sp.of == c && sp.lineage == c.lineage.Load() && (time.Since(sp.made) < s.cfg.SpoolShare || n >= maxSpools) {
 			sp.refs++
 			return sp, nil
 		}
@@ -98,7 +100,7 @@ func (s *Store) takeSpool() (*spool, error) {
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
 	sp := &spool{
-		of: c, made: time.Now(), cancel: cancel, ready: make(chan struct{}),
+		of: c, lineage: c.lineage.Load(), made: time.Now(), cancel: cancel, ready: make(chan struct{}),
 		refs: 1,
 		// What is copied is at least this, so pinning it early loses nothing.
 		pin: c.applied.Load(),

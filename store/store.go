@@ -59,6 +59,7 @@ type Store struct {
 	receiver *receiver        // the snapshot being received; nil if none
 	wishes   wishes           // pending compactions of cur
 	unsaved  bool             // wishes differ from those in the file
+	held     bool             // a hash is being made: compactions wait
 	spools   []*spool         // oldest first
 	spoolSeq int
 
@@ -137,7 +138,7 @@ func (s *Store) load() error {
 	if err != nil {
 		return err
 	}
-	c.origin = own.origin
+	c.lineage.Store(&own.lineage)
 	s.auth.Store(own.auth)
 	if bad := sum.tally.merge(own.tally); bad != nil {
 		c.damaged = &heliograph.DivergedError{Rev: bad.first, Why: fmt.Sprintf(
@@ -241,11 +242,15 @@ func (s *Store) acquire() (*contents, error) {
 }
 
 // Origin returns where the bytes come from; zero before the first snapshot.
-func (s *Store) Origin() heliograph.Origin {
+func (s *Store) Origin() heliograph.Origin { return s.Lineage().Origin }
+
+// Lineage returns where the bytes come from and which histories they left before;
+// zero before the first snapshot. Its forks are not to be changed.
+func (s *Store) Lineage() heliograph.Lineage {
 	if c := s.cur.Load(); c != nil {
-		return c.origin
+		return *c.lineage.Load()
 	}
-	return heliograph.Origin{}
+	return heliograph.Lineage{}
 }
 
 // Applied returns the last applied revision; 0 before the first snapshot.
@@ -292,7 +297,8 @@ func (s *Store) Floor() int64 {
 	return 0
 }
 
-// Generation rises whenever the contents are replaced by a snapshot, or dropped.
+// Generation rises whenever the contents are replaced by a snapshot, or dropped, or
+// become part of another history; see [Store.Adopt].
 func (s *Store) Generation() int64 { return s.generation.Load() }
 
 // Size returns the bytes of the database file, and those of them that hold

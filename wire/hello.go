@@ -146,6 +146,9 @@ type HelloAck struct {
 	HeartbeatMS int64    // how often the source sends heartbeats; 0: not said
 	// Features names the frames beyond the first ones that the source answers.
 	Features []string
+	// Forks lead from the history that the mirror said it holds to Origin, oldest
+	// first; none if they are the same. At most MaxAckForks.
+	Forks []heliograph.Fork
 }
 
 // AppendFrame implements [Message].
@@ -158,6 +161,10 @@ func (a HelloAck) AppendFrame(dst []byte) []byte {
 	}
 	features := a.Features[:min(len(a.Features), maxFeatures)]
 	if len(features) > 0 {
+		n++
+	}
+	forks := a.Forks[:min(len(a.Forks), MaxAckForks)]
+	if len(forks) > 0 {
 		n++
 	}
 	b, start := beginFrame(dst, TypeHelloAck)
@@ -188,6 +195,9 @@ func (a HelloAck) AppendFrame(dst []byte) []byte {
 	}
 	if len(features) > 0 {
 		b = appendFeatures(b, features)
+	}
+	if len(forks) > 0 {
+		b = appendForks(b, forks)
 	}
 	return endFrame(b, start)
 }
@@ -224,6 +234,8 @@ func DecodeHelloAck(payload []byte) (HelloAck, error) {
 			a.HeartbeatMS = f.rev()
 		case "features":
 			a.Features = f.strs(maxFeatures, maxFeatureText)
+		case "forks":
+			a.Forks = f.forks()
 		default:
 			f.skip()
 		}

@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tinylib/msgp/msgp"
 	"go.uber.org/goleak"
@@ -42,6 +43,9 @@ func frames(t testing.TB) []namedFrame {
 		{name: "hello-ack", value: wire.HelloAck{Accepted: true, SourceClusterID: "prod-us", SnapshotLSN: 42, SnapshotBytesTotal: 1048576}},
 		{name: "hello-ack-further-keys", value: wire.HelloAck{Accepted: true, SourceClusterID: "prod-us", SnapshotLSN: wire.NoSnapshot,
 			HeadLSN: 99, CompactLSN: 40, Origin: "prod-us/default@cdf818194e3a8c32", NodeID: "fedcba9876543210", Path: []string{"fedcba9876543210"}, HeartbeatMS: 500}},
+		{name: "hello-ack-forks", value: wire.HelloAck{Accepted: true, SourceClusterID: "prod-eu", SnapshotLSN: wire.NoSnapshot, Origin: "prod-ap/default@77", Forks: []heliograph.Fork{
+			{Origin: "prod-us/default@cdf818194e3a8c32", Revision: 12345, Cluster: "prod-eu", Database: "default", EtcdID: 0x55, Token: "first", At: time.UnixMilli(1_800_000_000_000).UTC()},
+			{Origin: "prod-eu/default@55", Revision: 20000, Bump: 1_000_000_000, Cluster: "prod-ap", Database: "default", Token: "second", At: time.UnixMilli(1_800_000_000_001).UTC()}}}},
 		{name: "hello-ack-refused", value: wire.HelloAck{ErrorCode: heliograph.CodeUnknownDatabase, ErrorDetail: "no database \"x\" here", SourceClusterID: "prod-us", SnapshotLSN: wire.NoSnapshot}},
 		{name: "heartbeat", value: wire.Heartbeat{HeadLSN: 100, CompactLSN: 50, StalenessMS: -1}},
 		{name: "heartbeat-further-keys", value: wire.Heartbeat{HeadLSN: 100, CompactLSN: 50, UpstreamLSN: 101, StalenessMS: 12, Why: "etcd is not reachable", Path: []string{"a", "b"}}},

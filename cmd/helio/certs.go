@@ -142,7 +142,7 @@ func nextCommand(cfg certs.IssueConfig, files certs.Files) string {
 	case heliograph.RoleRelay:
 		return fmt.Sprintf("helio mirror --cluster %s --from helio://HOST:7400/CLUSTER --listen 0.0.0.0:7400 --data-dir DIR %s", cfg.Cluster, flags)
 	}
-	return "helio status"
+	return "helio status --admin https://HOST:" + adminTLSPort + " " + flags
 }
 
 // shellWord returns s as one word of a shell command.

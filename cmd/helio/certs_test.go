@@ -34,7 +34,7 @@ func TestCertsCommands(t *testing.T) {
 		{"source", "helio source --cluster prod-us --etcd "},
 		{"mirror", "helio mirror --cluster prod-us --from "},
 		{"relay", "--listen 0.0.0.0:7400 --data-dir DIR --cert '" + path("relay1.crt") + "' --key '" + path("relay1.key") + "' --ca '" + path("ca.crt") + "'\n"},
-		{"operator", "helio status\n"},
+		{"operator", "helio status --admin https://HOST:7481 --cert '"},
 	} {
 		name := test.role + "1"
 		code, out, talk := runHelio(t, "certs", "issue", "--out", dir, "--cluster", "prod-us", "--role", test.role,

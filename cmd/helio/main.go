@@ -95,6 +95,8 @@ etcd client reads and watches the mirror. 'helio demo' shows it all in one proce
 		newStatusCommand(std),
 		newVerifyCommand(std),
 		newResyncCommand(std),
+		newPromoteCommand(std),
+		newExportCommand(std),
 		newCertsCommand(std),
 		newDemoCommand(std),
 		newVersionCommand(std),

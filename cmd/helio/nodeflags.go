@@ -23,6 +23,9 @@ import (
 // defaultAdmin is where a node answers for its status unless told otherwise.
 const defaultAdmin = "127.0.0.1:7480"
 
+// adminTLSPort is what --listen-admin-tls has in all examples; it has no default.
+const adminTLSPort = "7481"
+
 // nodeFlags are the flags that source and mirror share.
 type nodeFlags struct {
 	cluster          string
@@ -30,7 +33,9 @@ type nodeFlags struct {
 	listen           string
 	listenClients    string
 	listenAdmin      string
+	listenAdminTLS   string
 	advertiseClients []string
+	peerURL          string
 	reads            string
 	clients          certs.ListenerFiles
 	cert, key, ca    string
@@ -50,7 +55,9 @@ func (f *nodeFlags) add(cmd *cobra.Command, listen string) {
 	fl.StringVar(&f.listen, "listen", listen, "host:port (UDP) on which mirrors are served; empty: none")
 	fl.StringVar(&f.listenClients, "listen-clients", "", "host:port (TCP) on which etcd clients read; empty: none")
 	fl.StringVar(&f.listenAdmin, "listen-admin", defaultAdmin, "host:port (TCP) for status, metrics and probes; empty: the socket in the data directory only")
+	fl.StringVar(&f.listenAdminTLS, "listen-admin-tls", "", "host:port (TCP) for the same over TLS with --cert, where operators may change the node; empty: none")
 	fl.StringSliceVar(&f.advertiseClients, "advertise-clients", nil, "URLs at which etcd clients reach this node")
+	fl.StringVar(&f.peerURL, "peer-url", "", "URL at which members will reach the etcd that the node may be promoted to; empty: port 2380 of the host that clients are told")
 	fl.StringVar(&f.reads, "reads", "", "who may read: anyone, or client-certificate (of --client-ca); empty: anyone while the source has access control off, else nobody")
 	fl.StringVar(&f.clients.Cert, "client-cert", "", "certificate shown to etcd clients; empty: no TLS for them")
 	fl.StringVar(&f.clients.Key, "client-key", "", "its key")
@@ -85,7 +92,7 @@ func (f *nodeFlags) config(talk *screen, role heliograph.Role) (node.Config, err
 		return fail(fmt.Errorf("--mode: %w", err))
 	}
 	for _, listen := range []struct{ flag, addr string }{
-		{"listen", f.listen}, {"listen-clients", f.listenClients}, {"listen-admin", f.listenAdmin},
+		{"listen", f.listen}, {"listen-clients", f.listenClients}, {"listen-admin", f.listenAdmin}, {"listen-admin-tls", f.listenAdminTLS},
 	} {
 		if err := checkListen(listen.addr); err != nil {
 			return fail(fmt.Errorf("--%s %q: %w", listen.flag, listen.addr, err))
@@ -94,6 +101,11 @@ func (f *nodeFlags) config(talk *screen, role heliograph.Role) (node.Config, err
 	for _, u := range f.advertiseClients {
 		if err := checkURL(u); err != nil {
 			return fail(fmt.Errorf("--advertise-clients %q: %w", u, err))
+		}
+	}
+	if f.peerURL != "" {
+		if err := checkURL(f.peerURL); err != nil {
+			return fail(fmt.Errorf("--peer-url %q: %w", f.peerURL, err))
 		}
 	}
 	reads, err := f.checkClients()
@@ -125,10 +137,10 @@ func (f *nodeFlags) config(talk *screen, role heliograph.Role) (node.Config, err
 			"  helio certs issue --out certs --cluster %s --role %s --name node1 --hosts HOST\n"+
 			"then add: --cert certs/node1.crt --key certs/node1.key --ca certs/ca.crt", cluster, role))
 	}
-	credentials, err := certs.Load(certs.Files{Cert: f.cert, Key: f.key, CA: f.ca}, certs.Config{Log: log.With("part", "certificates")})
-	if err != nil {
-		return node.Config{}, err
-	}
+	// Without them a promoted node goes on: whether it is one, its data directory tells.
+	credentials, credentialsErr := certs.Load(certs.Files{Cert: f.cert, Key: f.key, CA: f.ca}, certs.Config{
+		Dialled: f.listenAdminTLS != "", Log: log.With("part", "certificates"),
+	})
 	var clients *certs.Listener
 	if f.clients.Cert != "" {
 		if clients, err = certs.LoadListener(f.clients, certs.Config{Log: log.With("part", "certificates")}); err != nil {
@@ -138,8 +150,10 @@ func (f *nodeFlags) config(talk *screen, role heliograph.Role) (node.Config, err
 	return node.Config{
 		Reads: reads, ClientTLS: clients, OnDivergence: onDivergence, VerifyInterval: f.verifyInterval,
 		Cluster: cluster, DataDir: f.dataDir,
-		Listen: f.listen, ListenClients: f.listenClients, ListenAdmin: f.listenAdmin, AdvertiseClients: f.advertiseClients,
-		Credentials: credentials, Allow: f.allow, Mode: mode, History: f.history, Log: log,
+		Listen: f.listen, ListenClients: f.listenClients, ListenAdmin: f.listenAdmin, ListenAdminTLS: f.listenAdminTLS,
+		AdvertiseClients: f.advertiseClients,
+		PeerURL:          f.peerURL,
+		Credentials:      credentials, CredentialsErr: credentialsErr, Allow: f.allow, Mode: mode, History: f.history, Log: log,
 	}, nil
 }
 
@@ -204,7 +218,7 @@ func runNode(ctx context.Context, cfg node.Config, talk *screen) error {
 		return err
 	}
 	a := n.Addrs()
-	cfg.Log.Info("listening", "mirrors", a.Mirrors, "clients", a.Clients, "admin", a.Admin, "socket", a.Socket)
+	cfg.Log.Info("listening", "mirrors", a.Mirrors, "clients", a.Clients, "admin", a.Admin, "admin_tls", a.AdminTLS, "socket", a.Socket)
 	progress := startProgress(ctx, talk, func() heliograph.Status { return n.Status()[0] })
 	ended := make(chan struct{})
 	var stopping sync.WaitGroup

@@ -49,7 +49,7 @@ func helioProcess() {
 // addresses are the variables of a script that hold a free host:port each.
 var addresses = []string{
 	"US", "US_CLIENTS", "US_ADMIN", // of a source node
-	"EU", "EU_CLIENTS", "EU_ADMIN", // of a mirror
+	"EU", "EU_CLIENTS", "EU_ADMIN", "EU_SECURE", "EU_PEER", // of a mirror
 	"AP_CLIENTS", "AP_ADMIN", // of a mirror of the mirror
 	"NOBODY", // nothing ever listens here
 }

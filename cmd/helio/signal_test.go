@@ -73,11 +73,11 @@ func newCA(t *testing.T) string {
 // await waits for a status that ok accepts.
 func (p *process) await(t *testing.T, what string, ok func(heliograph.Status) bool) {
 	t.Helper()
-	client, base, err := adminClient("unix:" + filepath.Join(p.dir, "admin.sock"))
+	client, err := (&adminFlags{admin: "unix:" + filepath.Join(p.dir, "admin.sock")}).client()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer client.CloseIdleConnections()
+	defer client.close()
 	ctx, cancel := context.WithTimeout(t.Context(), statusWait)
 	defer cancel()
 	var last []heliograph.Status
@@ -85,7 +85,7 @@ func (p *process) await(t *testing.T, what string, ok func(heliograph.Status) bo
 		if err := p.Err(); err != nil {
 			t.Fatal(err)
 		}
-		if raw, err := fetchStatus(ctx, client, base, p.dir); err == nil {
+		if raw, err := fetchStatus(ctx, client); err == nil {
 			if last, err = heliograph.ParseStatuses(raw); err == nil && len(last) == 1 && ok(last[0]) {
 				return
 			}

@@ -2,13 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"net/url"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -17,35 +13,34 @@ import (
 	"github.com/heliograph/heliograph"
 )
 
-// Limits of asking a node.
-const (
-	adminTimeout   = 5 * time.Second
-	maxStatusBytes = 8 << 20
-	watchEvery     = time.Second
-)
+// watchEvery is how often --watch asks.
+const watchEvery = time.Second
 
 func newStatusCommand(std stdio) *cobra.Command {
 	var (
-		admin, output string
-		watch         bool
+		node   adminFlags
+		output string
+		watch  bool
 	)
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show where a node stands",
 		Example: `  helio status
-  helio status --admin unix:/var/lib/helio/admin.sock -o json`,
+  helio status --admin unix:/var/lib/helio/admin.sock -o json
+  helio status --admin https://10.0.0.5:7481 --cert ops.crt --key ops.key --ca ca.crt`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			print, err := statusPrinter(output)
 			if err != nil {
 				return usageError{err}
 			}
-			client, base, err := adminClient(admin)
+			client, err := node.client()
 			if err != nil {
-				return usageError{err}
+				return err
 			}
+			defer client.close()
 			show := func(ctx context.Context, before string) error {
-				raw, err := fetchStatus(ctx, client, base, admin)
+				raw, err := fetchStatus(ctx, client)
 				if err != nil {
 					return err
 				}
@@ -60,8 +55,8 @@ func newStatusCommand(std stdio) *cobra.Command {
 			return watchStatus(cmd.Context(), std, output, show)
 		},
 	}
+	node.add(cmd, adminReads)
 	fl := cmd.Flags()
-	fl.StringVar(&admin, "admin", "http://"+defaultAdmin, "the node's admin API: http://host:port or unix:DATA-DIR/admin.sock")
 	fl.StringVarP(&output, "output", "o", "table", "table or json")
 	fl.BoolVar(&watch, "watch", false, "go on until interrupted, once a second")
 	addConfigFlag(cmd)
@@ -93,50 +88,9 @@ func watchStatus(ctx context.Context, std stdio, output string, show func(contex
 	}
 }
 
-// adminClient returns a client for an admin address and the URL to ask.
-func adminClient(admin string) (*http.Client, string, error) {
-	if path, ok := strings.CutPrefix(admin, "unix:"); ok && path != "" {
-		dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", path)
-		}
-		return &http.Client{Timeout: adminTimeout, Transport: &http.Transport{DialContext: dial}}, "http://helio", nil
-	}
-	u, err := url.Parse(admin)
-	if err != nil || u.Scheme != "http" || u.Host == "" {
-		return nil, "", fmt.Errorf("--admin %q: want http://host:port or unix:DATA-DIR/admin.sock", admin)
-	}
-	return &http.Client{Timeout: adminTimeout}, "http://" + u.Host, nil
-}
-
-func fetchStatus(ctx context.Context, client *http.Client, base, admin string) ([]byte, error) {
-	b, code, err := askAdmin(ctx, client, http.MethodGet, base+"/v1/status", admin)
-	switch {
-	case err != nil:
-		return nil, err
-	case code != http.StatusOK || len(b) > maxStatusBytes:
-		return nil, fmt.Errorf("%s answers %d %s: is it a helio node?", admin, code, http.StatusText(code))
-	}
-	return b, nil
-}
-
-// askAdmin asks a node and returns its answer, one byte more than maxStatusBytes
-// at most.
-func askAdmin(ctx context.Context, client *http.Client, method, url, admin string) (body []byte, code int, err error) {
-	req, err := http.NewRequestWithContext(ctx, method, url, nil)
-	if err != nil {
-		return nil, 0, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, 0, fmt.Errorf("no node answers at %s: is it running, and is this its --listen-admin? (%w)", admin, errors.Unwrap(err))
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxStatusBytes+1))
-	if err != nil {
-		return nil, 0, fmt.Errorf("%s: %w", admin, err)
-	}
-	return b, resp.StatusCode, nil
+// fetchStatus asks for the status, as JSON.
+func fetchStatus(ctx context.Context, client *adminClient) ([]byte, error) {
+	return client.ask(ctx, http.MethodGet, "/v1/status", nil, adminTimeout)
 }
 
 func statusPrinter(output string) (func(io.Writer, []byte) error, error) {
@@ -173,7 +127,9 @@ func printStatus(out io.Writer, s heliograph.Status) error {
 	if s.Why != "" {
 		row("WHY", "%s", s.Why)
 	}
-	row("UPSTREAM", "%s", s.Upstream)
+	if s.Upstream != "" { // a promoted node has none
+		row("UPSTREAM", "%s", s.Upstream)
+	}
 	if s.Origin != "" {
 		row("ORIGIN", "%s", s.Origin)
 	}

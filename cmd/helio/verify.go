@@ -22,7 +22,10 @@ const verifyPatience = 12 * time.Minute
 var errNotEqual = errors.New("not verified to be equal")
 
 func newVerifyCommand(std stdio) *cobra.Command {
-	var admin, output string
+	var (
+		node   adminFlags
+		output string
+	)
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Compare a node with its etcd, by etcd's own hash of everything",
@@ -31,27 +34,25 @@ revision and one compaction revision. It reads whole databases: seconds for smal
 ones, minutes for big ones. It ends with 0 if they are equal, and with 1 if they
 are not or if it could not be told.`,
 		Example: `  helio verify
-  helio verify --admin unix:/var/lib/helio/admin.sock -o json`,
+  helio verify --admin unix:/var/lib/helio/admin.sock -o json
+  helio verify --admin https://10.0.0.5:7481 --cert ops.crt --key ops.key --ca ca.crt`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "table" && output != "json" {
 				return usageError{fmt.Errorf("--output %q: want table or json", output)}
 			}
-			client, base, err := adminClient(admin)
-			if err != nil {
-				return usageError{err}
-			}
-			client.Timeout = verifyPatience
-			raw, code, err := askAdmin(cmd.Context(), client, http.MethodPost, base+"/v1/verify", admin)
+			client, err := node.client()
 			if err != nil {
 				return err
 			}
-			if code != http.StatusOK {
-				return refusedByAdmin(admin, code, raw)
+			defer client.close()
+			raw, err := client.ask(cmd.Context(), http.MethodPost, "/v1/verify", nil, verifyPatience)
+			if err != nil {
+				return err
 			}
 			var v heliograph.Verification
 			if err := json.Unmarshal(raw, &v); err != nil || v.Result == "" {
-				return fmt.Errorf("%s answers what is no verification (%v): is it a helio node?", admin, err)
+				return fmt.Errorf("%s answers what is no verification (%v): is it a helio node?", node.admin, err)
 			}
 			if output == "json" {
 				_, err = std.out.Write(raw)
@@ -64,8 +65,8 @@ are not or if it could not be told.`,
 			return err
 		},
 	}
+	node.add(cmd, adminReads)
 	fl := cmd.Flags()
-	fl.StringVar(&admin, "admin", "http://"+defaultAdmin, "the node's admin API: http://host:port on this machine, or unix:DATA-DIR/admin.sock")
 	fl.StringVarP(&output, "output", "o", "table", "table or json")
 	addConfigFlag(cmd)
 	return cmd
@@ -84,10 +85,4 @@ func printVerification(out io.Writer, v heliograph.Verification) error {
 	}
 	fmt.Fprintf(w, "TOOK\t%s\n", duration(v.TookMS))
 	return w.Flush()
-}
-
-// refusedByAdmin is the error for an answer that is none.
-func refusedByAdmin(admin string, code int, body []byte) error {
-	const most = 500
-	return fmt.Errorf("%s answers %d %s: %s", admin, code, http.StatusText(code), body[:min(len(body), most)])
 }

@@ -137,7 +137,11 @@ type Node struct {
 	Listen  string // for mirrors, host:port; empty if it serves none
 	Clients string // etcd API, URL
 	Admin   string // URL
+	Peer    string // URL at which members reach its etcd once it is promoted
 	DataDir string
+
+	binary, command string
+	flags           []string
 }
 
 // Source starts a source node beside an etcd.
@@ -179,14 +183,15 @@ func (p *PKI) NewMirror(cluster string, from *Node, relay bool, args ...string) 
 
 func (p *PKI) node(cluster string, role heliograph.Role, serves bool) (*Node, []string) {
 	p.tb.Helper()
-	ports := proctest.FreePorts(p.tb, 3)
+	ports := proctest.FreePorts(p.tb, 4)
 	addr := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
 	n := &Node{
 		tb: p.tb, Cluster: cluster, DataDir: filepath.Join(p.tb.TempDir(), "data"),
-		Clients: "http://" + addr(0), Admin: "http://" + addr(1),
+		Clients: "http://" + addr(0), Admin: "http://" + addr(1), Peer: "http://" + addr(3),
 	}
 	flags := append(p.Flags(cluster, role, fmt.Sprintf("%s-%d", cluster, ports[0])),
-		"--cluster", cluster, "--data-dir", n.DataDir, "--listen-clients", addr(0), "--listen-admin", addr(1))
+		"--cluster", cluster, "--data-dir", n.DataDir, "--listen-clients", addr(0), "--listen-admin", addr(1),
+		"--peer-url", n.Peer)
 	listen := ""
 	if serves {
 		n.Listen = addr(2)
@@ -198,6 +203,7 @@ func (p *PKI) node(cluster string, role heliograph.Role, serves bool) (*Node, []
 func (n *Node) prepare(binary, command string, flags []string) {
 	n.tb.Helper()
 	log := filepath.Join(n.tb.TempDir(), n.Cluster+".log")
+	n.binary, n.command, n.flags = binary, command, flags
 	n.Process = proctest.New(n.tb, command+" "+n.Cluster, log, binary, append([]string{command}, flags...)...)
 }
 

@@ -32,10 +32,11 @@ type Node struct {
 	Version  uint16   // the protocol version that is spoken
 	Allow    []string // names of the mirrors that may follow; empty: every observer
 
-	Origin  heliograph.Origin
-	Applied int64   // 0 while there is no data
-	Floor   int64   // the history is complete above this revision
-	History History // nil cannot tell
+	Lineage  heliograph.Lineage
+	MaxForks int     // how many of its forks the protocol can say
+	Applied  int64   // 0 while there is no data
+	Floor    int64   // the history is complete above this revision
+	History  History // nil cannot tell
 
 	Head    int64    // the origin's newest revision, asked for after the hello
 	Fresh   bool     // Head is known
@@ -53,6 +54,9 @@ type Decision struct {
 	Detail   string          // for the mirror's operator; "" if accepted
 	Snapshot bool            // accepted with a snapshot; the entries follow behind it
 	From     int64           // accepted without: the first revision to send
+	// Forks lead from what the mirror holds to what the source does, oldest first;
+	// none if they are of one origin.
+	Forks []heliograph.Fork
 	// Proven: what the mirror holds was compared with what the source holds, and
 	// is equal. False if they have nothing in common that could be compared.
 	Proven bool
@@ -66,7 +70,7 @@ func (d Decision) Accepted() bool { return d.Code == heliograph.CodeOK }
 // of the cluster, and a mistake that waiting cannot mend is named before a
 // shortage that it can.
 func Decide(h Hello, p Peer, n Node) Decision {
-	proven := false
+	out := Decision{From: h.LastApplied + 1}
 	for _, check := range []func(Hello, Peer, Node) Decision{
 		checkPeer, checkNames, checkChain, checkOrigin, checkHistory, checkPosition, checkLoad,
 	} {
@@ -74,12 +78,13 @@ func Decide(h Hello, p Peer, n Node) Decision {
 		if !d.Accepted() {
 			return d
 		}
-		proven = proven || d.Proven
+		out.Proven = out.Proven || d.Proven
+		out.Forks = append(out.Forks, d.Forks...)
 	}
 	if h.needsSnapshot(n) {
-		return Decision{Snapshot: true, Proven: proven}
+		out.Snapshot, out.From = true, 0
 	}
-	return Decision{From: h.LastApplied + 1, Proven: proven}
+	return out
 }
 
 // needsSnapshot reports whether the history does not hold what the mirror lacks.
@@ -124,14 +129,24 @@ func checkChain(h Hello, _ Peer, n Node) Decision {
 	return Decision{}
 }
 
+// checkOrigin compares where both histories come from. A mirror of a cluster that
+// this one was promoted from may go on here if it has not passed the fork.
 func checkOrigin(h Hello, _ Peer, n Node) Decision {
-	switch {
-	case n.Applied < 1:
+	if n.Applied < 1 {
 		return refuse(heliograph.CodeNotReady, "node %s has received no snapshot itself yet", n.NodeID)
-	case h.Origin != "" && h.Origin != n.Origin.String():
-		return refuse(heliograph.CodeDiverged, "the mirror holds %.200s, this node %s: resync the mirror to replace what it holds", h.Origin, n.Origin)
 	}
-	return Decision{}
+	if h.Origin == "" {
+		return Decision{}
+	}
+	forks, diverged := n.Lineage.Admit(h.Origin, h.LastApplied)
+	switch {
+	case diverged != nil:
+		return refuse(heliograph.CodeDiverged, "%s", diverged.Why)
+	case len(forks) > n.MaxForks:
+		return refuse(heliograph.CodeDiverged, "the mirror holds %.200s, from which %d promotions lead to %s, more than the %d that can be told: "+
+			"helio resync on the mirror to follow it as it is now", h.Origin, len(forks), n.Lineage.Origin, n.MaxForks)
+	}
+	return Decision{Forks: forks}
 }
 
 func checkPosition(h Hello, _ Peer, n Node) Decision {

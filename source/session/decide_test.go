@@ -2,6 +2,7 @@ package session_test
 
 import (
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -15,7 +16,7 @@ var origin = heliograph.Origin{Cluster: "prod-us", Database: "default", EtcdID: 
 func node() session.Node {
 	return session.Node{
 		Cluster: "relay-eu", Database: "default", NodeID: "self-7", Version: 1,
-		Origin: origin, Applied: 100, Floor: 40,
+		Lineage: heliograph.Lineage{Origin: origin}, MaxForks: 5, Applied: 100, Floor: 40,
 		Head: 100, Fresh: true, Path: []string{"top"}, MaxPath: 16,
 		MaxMirrors: 4, MaxFromAddress: 4, MaxSnapshots: 2,
 	}
@@ -67,7 +68,7 @@ func TestDecide(t *testing.T) {
 		{"cycle", func(h *h, _ *p, _ *n) { h.NodeID = "top" }, refuse(heliograph.CodeCycle)},
 		{"chain too long", func(_ *h, _ *p, n *n) { n.Path = make([]string, 16) }, refuse(heliograph.CodeCycle)},
 		{"longest chain", func(_ *h, _ *p, n *n) { n.Path = make([]string, 15) }, from(91)},
-		{"no data", func(_ *h, _ *p, n *n) { n.Applied, n.Origin = 0, heliograph.Origin{} }, refuse(heliograph.CodeNotReady)},
+		{"no data", func(_ *h, _ *p, n *n) { n.Applied, n.Lineage = 0, heliograph.Lineage{} }, refuse(heliograph.CodeNotReady)},
 		{"other origin", func(h *h, _ *p, _ *n) { h.Origin = "prod-us/default@abd" }, refuse(heliograph.CodeDiverged)},
 		{"other origin, fresh", func(h *h, _ *p, _ *n) { h.LastApplied, h.Origin = 0, "x" }, refuse(heliograph.CodeDiverged)},
 		{"ahead of the origin", func(h *h, _ *p, _ *n) { h.LastApplied = 101 }, refuse(heliograph.CodeDiverged)},
@@ -88,12 +89,74 @@ func TestDecide(t *testing.T) {
 				t.Errorf("code %s with detail %q", got.Code, got.Detail)
 			}
 			got.Detail = ""
-			if got != tt.want {
+			if !reflect.DeepEqual(got, tt.want) {
 				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
 		})
 	}
 }
+
+// forks lead from origin, left at revision 95, over a second cluster to a third.
+func forks() []heliograph.Fork {
+	return []heliograph.Fork{
+		{Origin: "elsewhere/default@1", Revision: 20, Cluster: "prod-us", Database: "default", EtcdID: 0xabc},
+		{Origin: origin.String(), Revision: 95, Cluster: "prod-eu", Database: "default", EtcdID: 0xdef},
+		{Origin: "prod-eu/default@def", Revision: 97, Cluster: "prod-ap", Database: "default", EtcdID: 0x123},
+	}
+}
+
+// A mirror of a cluster from which this one was promoted is accepted up to the
+// fork, streamed if the history reaches that far, and compared as any other.
+func TestDecideOverAFork(t *testing.T) {
+	third := heliograph.Origin{Cluster: "prod-ap", Database: "default", EtcdID: 0x123}
+	for _, tt := range []struct {
+		name   string
+		change func(*session.Hello, *session.Node)
+		want   session.Decision
+		detail string
+	}{
+		{"before", func(*session.Hello, *session.Node) {}, session.Decision{From: 91, Forks: forks()[1:]}, ""},
+		{"at the fork", func(h *session.Hello, _ *session.Node) { h.LastApplied = 95 }, session.Decision{From: 96, Forks: forks()[1:]}, ""},
+		{"before an earlier one", func(h *session.Hello, n *session.Node) {
+			h.Origin, h.LastApplied, n.Floor = "elsewhere/default@1", 19, 5
+		},
+			session.Decision{From: 20, Forks: forks()}, ""},
+		{"of the second cluster", func(h *session.Hello, _ *session.Node) { h.Origin, h.LastApplied = "prod-eu/default@def", 97 },
+			session.Decision{From: 98, Forks: forks()[2:]}, ""},
+		{"of the same", func(h *session.Hello, _ *session.Node) { h.Origin, h.LastApplied = third.String(), 99 }, session.Decision{From: 100}, ""},
+		{"bumped", func(_ *session.Hello, n *session.Node) { n.Floor = 100 }, session.Decision{Snapshot: true, Forks: forks()[1:]}, ""},
+		{"passed", func(h *session.Hello, _ *session.Node) { h.LastApplied = 96 }, session.Decision{Code: heliograph.CodeDiverged},
+			"the mirror has followed prod-us/default@abc up to revision 96, and prod-ap/default@123 left that at revision 95"},
+		{"promoted below the fork", func(h *session.Hello, n *session.Node) { n.Lineage.Forks[2].Revision = 80 }, session.Decision{Code: heliograph.CodeDiverged},
+			"left that at revision 80"},
+		{"unknown", func(h *session.Hello, _ *session.Node) { h.Origin = "prod-us/default@abd" }, session.Decision{Code: heliograph.CodeDiverged}, "no promotion is known"},
+		{"too many", func(_ *session.Hello, n *session.Node) { n.MaxForks = 1 }, session.Decision{Code: heliograph.CodeDiverged}, "2 promotions lead to"},
+		{"other records", func(h *session.Hello, n *session.Node) {
+			h.Proof = heliograph.Proof{Rev: 90, Tails: []heliograph.TailDigest{{From: 80, Sum: 1}}}
+			n.History = sums{}
+		}, session.Decision{Code: heliograph.CodeDiverged}, "holds other records in revisions 80 to 90"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h, n := hello(), node()
+			n.Lineage = heliograph.Lineage{Origin: third, Forks: forks()}
+			tt.change(&h, &n)
+			got := session.Decide(h, peer(heliograph.RoleMirror), n)
+			if !strings.Contains(got.Detail, tt.detail) || tt.detail == "" && got.Detail != "" {
+				t.Errorf("detail %q, want %q", got.Detail, tt.detail)
+			}
+			got.Detail = ""
+			if !reflect.DeepEqual(got, tt.want) {
+				t.Errorf("got %+v, want %+v", got, tt.want)
+			}
+		})
+	}
+}
+
+// sums is a history in which every digest is 2.
+type sums struct{}
+
+func (sums) DigestAt(int64) (uint64, bool)     { return 0, false }
+func (sums) Digest(_, _ int64) (uint64, error) { return 2, nil }
 
 // TestDecideOrder breaks one thing more with every step, from the last check to
 // the first: the earlier check must win.

@@ -35,6 +35,12 @@ type Config struct {
 	// by it; an empty ServerName becomes the address's cluster.
 	TLS func() *tls.Config
 
+	// Joined is called on every connection when the source has accepted the
+	// mirror and the replica holds a part of the source's history: of the same
+	// origin, or of one that it adopted, after the snapshot if one came. It must
+	// not block for long. Nil is not called.
+	Joined func()
+
 	Mode    heliograph.Mode       // zero means Async
 	Log     *slog.Logger          // nil discards
 	Metrics prometheus.Registerer // nil registers none

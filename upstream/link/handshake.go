@@ -12,11 +12,13 @@ import (
 
 // plan is what an accepted handshake says will come.
 type plan struct {
-	origin        heliograph.Origin // of the source's bytes
-	snapshot      bool              // a snapshot comes first
-	snapshotRev   int64             // and ends at this revision
-	snapshotBytes int64             // its size; 0 if not known
-	from          int64             // the first revision that must come as entries
+	// lineage is that of the source's bytes, as far as the mirror has to know it:
+	// the forks lead from the mirror's origin to the source's.
+	lineage       heliograph.Lineage
+	snapshot      bool  // a snapshot comes first
+	snapshotRev   int64 // and ends at this revision
+	snapshotBytes int64 // its size; 0 if not known
+	from          int64 // the first revision that must come as entries
 }
 
 // hello is what a mirror at position at says first.
@@ -74,18 +76,23 @@ func checkAck(a heliograph.Address, nodeID string, at heliograph.Position, ack w
 	if err := checkPath(nodeID, ack.Path); err != nil {
 		return plan{}, err
 	}
-	p := plan{origin: heliograph.Origin{Cluster: a.Cluster, Database: a.Database}}
+	p := plan{lineage: heliograph.Lineage{Origin: heliograph.Origin{Cluster: a.Cluster, Database: a.Database}}}
 	// A source that does not know the key has the origin of its own names; it
 	// is never taken for a source that tells its etcd.
 	if ack.Origin != "" {
 		var err error
-		if p.origin, err = heliograph.ParseOrigin(ack.Origin); err != nil {
+		if p.lineage.Origin, err = heliograph.ParseOrigin(ack.Origin); err != nil {
 			return plan{}, broken("%w", err)
 		}
 	}
-	if !at.Origin.IsZero() && p.origin != at.Origin {
-		return plan{}, &heliograph.DivergedError{Why: fmt.Sprintf("the source has the history of %s and this mirror that of %s: "+
-			"follow a source of the same origin, or empty the data directory to start afresh", p.origin, at.Origin)}
+	if !at.Origin.IsZero() {
+		// The source has looked, but it is the mirror's data.
+		p.lineage.Forks = ack.Forks
+		forks, diverged := p.lineage.Admit(at.Origin.String(), at.Rev)
+		if diverged != nil {
+			return plan{}, diverged
+		}
+		p.lineage.Forks = forks
 	}
 	if ack.SnapshotLSN == wire.NoSnapshot {
 		if at.Rev == 0 {

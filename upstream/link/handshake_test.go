@@ -91,13 +91,13 @@ func TestDiverged(t *testing.T) {
 		apply  error
 		want   string
 	}{
-		{"other origin", other, nil, "the history of prod-us/default@def and this mirror that of prod-us/default@abc"},
+		{"other origin", other, nil, "the mirror holds prod-us/default@abc and the source prod-us/default@def, and no promotion is known"},
 		{"no origin", func(c *conn) {
 			ack := helloAck(100)
 			ack.Origin = ""
 			c.accept(ack)
 			c.hold()
-		}, nil, "the history of prod-us/default@0"},
+		}, nil, "the source prod-us/default@0,"},
 		{"refused", func(c *conn) { c.refuse(heliograph.CodeDiverged, "you are ahead of me") }, nil, "you are ahead of me"},
 		{"goodbye", func(c *conn) { c.accept(helloAck(100)); c.goodbye(heliograph.CodeDiverged, "") }, nil, "another history"},
 		{"replica", func(c *conn) { c.accept(helloAck(101)); put(c.bulk(), upTo(t, 101, 101)); c.hold() },

@@ -86,6 +86,9 @@ type replica struct {
 	gate      chan struct{} // Apply waits for it, if set
 	leases    []heliograph.LeaseChange
 	auth      []wire.Heartbeat // what it was told of access control
+	adopted   []heliograph.Lineage
+	adoptErr  error
+	lineage   heliograph.Lineage // what Lineage says
 
 	changing sync.Mutex // held while the replica is changed: by one at a time
 }
@@ -194,6 +197,21 @@ func (r *replica) SetAuth(enabled bool, revision uint64) error {
 	r.auth = append(r.auth, wire.Heartbeat{AuthKnown: true, AuthEnabled: enabled, AuthRevision: revision})
 	return nil
 }
+
+func (r *replica) Adopt(to heliograph.Lineage) error {
+	defer r.alone()()
+	defer r.bell.ring()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.adoptErr != nil {
+		return r.adoptErr
+	}
+	r.adopted = append(r.adopted, to)
+	r.origin = to.Origin
+	return nil
+}
+
+func (r *replica) Lineage() heliograph.Lineage { r.mu.Lock(); defer r.mu.Unlock(); return r.lineage }
 
 type receiver replica
 

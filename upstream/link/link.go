@@ -79,7 +79,7 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 				shown = l.failed(t.String(), out.err)
 				c := classify(out.err)
 				if c == fatal {
-					return diverged(out.err)
+					return l.diverged(out.err)
 				}
 				if c == slow {
 					mend = shown

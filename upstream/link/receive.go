@@ -37,11 +37,46 @@ func (s *session) receiveBulk(ctx context.Context) error {
 		if err := s.receiveSnapshot(ctx); err != nil {
 			return fmt.Errorf("snapshot at revision %d: %w", s.plan.snapshotRev, err)
 		}
+	} else if err := s.adopt(); err != nil {
+		return err
+	}
+	if s.cfg.Joined != nil {
+		s.cfg.Joined()
 	}
 	s.facts.begin()
 	s.acks.start(s.plan.from - 1)
 	wake(s.outgoing)
 	return s.receiveEntries(ctx)
+}
+
+// adopter is what a replica offers that can go on with the history of a promoted
+// cluster.
+type adopter interface {
+	// Adopt makes what the replica holds part of that history, durably. A history
+	// that it is no part of is a *heliograph.DivergedError.
+	Adopt(to heliograph.Lineage) error
+}
+
+// adopt tells the replica, before it is brought anything, that what comes is of
+// another origin, if it is. A snapshot tells it itself.
+func (s *session) adopt() error {
+	forks := s.plan.lineage.Forks
+	if len(forks) == 0 {
+		return nil
+	}
+	r, ok := s.cfg.Replica.(adopter)
+	if !ok {
+		return &heliograph.DivergedError{Why: fmt.Sprintf("the source has the history of %s, and this replica cannot leave that of %s", s.plan.lineage.Origin, forks[0].Origin)}
+	}
+	s.applying.Lock()
+	err := r.Adopt(s.plan.lineage)
+	s.applying.Unlock()
+	if err != nil {
+		return local("adopt the source's history", err)
+	}
+	s.cfg.Log.Info("history of a promoted cluster adopted", "peer", s.peer, "rev", s.startRev,
+		"was", forks[0].Origin, "origin", s.plan.lineage.Origin.String(), "fork", heliograph.Left(forks).Revision)
+	return nil
 }
 
 // errBulkEnded says that the source ended a bulk stream where more had to come.
@@ -128,7 +163,7 @@ func (s *session) receiveSnapshot(ctx context.Context) (err error) {
 	// A commit that fails may have replaced the contents or not: either way
 	// the next hello says what the replica holds.
 	s.applying.Lock()
-	rev, err := sink.Commit(end.Size, end.SHA256, s.plan.origin)
+	rev, err := sink.Commit(end.Size, end.SHA256, s.plan.lineage.Origin)
 	s.applying.Unlock()
 	if err != nil {
 		return local("commit", err)

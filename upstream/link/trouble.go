@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/quic-go/quic-go"
@@ -127,7 +128,7 @@ func reason(err error) string {
 
 // diverged returns the divergence that err tells of, in the source's words or
 // in the replica's.
-func diverged(err error) *heliograph.DivergedError {
+func (l *Link) diverged(err error) *heliograph.DivergedError {
 	if d, ok := errors.AsType[*heliograph.DivergedError](err); ok {
 		return d
 	}
@@ -139,7 +140,26 @@ func diverged(err error) *heliograph.DivergedError {
 	if why == "" {
 		why = "the source says that this mirror holds another history"
 	}
-	return &heliograph.DivergedError{Why: why}
+	return &heliograph.DivergedError{Why: why + l.descent()}
+}
+
+// descent says, of a source that holds what the replica's history came from, that
+// there is no way back; "" of any other. The source cannot know: it was left.
+func (l *Link) descent() string {
+	r, ok := l.cfg.Replica.(interface{ Lineage() heliograph.Lineage })
+	if !ok {
+		return ""
+	}
+	own := r.Lineage()
+	if own.Origin.Cluster == l.cfg.Address.Cluster {
+		return ""
+	}
+	for _, f := range slices.Backward(own.Forks) {
+		if o, err := heliograph.ParseOrigin(f.Origin); err == nil && o.Cluster == l.cfg.Address.Cluster {
+			return fmt.Sprintf(" (what this mirror holds left the history of %s at revision %d, when %s was promoted)", f.Origin, f.Revision, f.Cluster)
+		}
+	}
+	return ""
 }
 
 // closeCode is what the source is told when err ends a connection, or the end

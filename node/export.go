@@ -1,0 +1,99 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/heliograph/heliograph"
+	"github.com/heliograph/heliograph/promote"
+	"github.com/heliograph/heliograph/store"
+)
+
+// ExportOptions say what to export, see [promote.ExportConfig].
+type ExportOptions struct {
+	Out          string       `json:"out"`           // on the node's machine: a file or folder that does not exist
+	Kind         promote.Kind `json:"kind"`          // empty means promote.Snapshot
+	PeerURL      string       `json:"peer_url"`      // of the member; promote.DataDir only
+	BumpRevision int64        `json:"bump_revision"` // revisions to leave out after the last one
+
+	By string `json:"-"` // who asks, for the audit
+}
+
+// errExportPromoted says how it is done where there is an etcd already.
+var errExportPromoted = errors.New("this node is promoted: take a snapshot of its etcd, with etcdctl snapshot save")
+
+// Export writes what a promotion would make of the replica, for an etcd that is run
+// by other means, and returns where it leaves the history that is mirrored. The node
+// mirrors on.
+func (n *Node) Export(ctx context.Context, opts ExportOptions) (heliograph.Fork, error) {
+	m, _ := n.phase()
+	if m == nil {
+		return heliograph.Fork{}, errExportPromoted
+	}
+	fork, err := export(ctx, m.store, n.dir.id, opts, n.cfg.Log)
+	args := []any{"out", opts.Out, "kind", string(opts.Kind), "rev", fork.Revision, "outcome", "exported"}
+	if err != nil {
+		args = append(args[:4], "outcome", "failed", "err", err)
+	}
+	n.audit("export", opts.By, args...)
+	return fork, err
+}
+
+// ExportDir does the same with the data directory of a node that does not run. It
+// takes the directory's lock meanwhile. log may be nil.
+func ExportDir(ctx context.Context, dir string, opts ExportOptions, log *slog.Logger) (_ heliograph.Fork, err error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	id, err := readIdentity(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return heliograph.Fork{}, fmt.Errorf("%s is no node's data directory: it has no %s", dir, identityFile)
+	}
+	if err != nil {
+		return heliograph.Fork{}, err
+	}
+	d, err := openDataDir(dir, id)
+	if err != nil {
+		return heliograph.Fork{}, err
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	done, _, err := promote.Recover(dir, log)
+	switch {
+	case err != nil:
+		return heliograph.Fork{}, err
+	case done:
+		return heliograph.Fork{}, errExportPromoted
+	}
+	st, err := store.Open(store.Config{Dir: dir, Database: id.Database, Log: log})
+	if err != nil {
+		return heliograph.Fork{}, err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	return export(ctx, st, id, opts, log)
+}
+
+func export(ctx context.Context, st *store.Store, id identity, opts ExportOptions, log *slog.Logger) (heliograph.Fork, error) {
+	if !filepath.IsAbs(opts.Out) {
+		return heliograph.Fork{}, fmt.Errorf("export to %q: want an absolute path on the node's machine", opts.Out)
+	}
+	if err := st.Damaged(); err != nil {
+		return heliograph.Fork{}, fmt.Errorf("export: %w", err)
+	}
+	snap, err := st.Snapshot(ctx)
+	if err != nil {
+		return heliograph.Fork{}, fmt.Errorf("export: %w", err)
+	}
+	defer snap.Release()
+	cfg := promote.ExportConfig{
+		Out: opts.Out, Kind: opts.Kind, Cluster: id.Cluster, Database: id.Database,
+		BumpRevision: opts.BumpRevision, Log: log.With("part", "export"),
+	}
+	if opts.PeerURL != "" {
+		cfg.PeerURLs = []string{opts.PeerURL}
+	}
+	return promote.Export(ctx, snap, cfg)
+}

@@ -1,0 +1,256 @@
+package node_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/heliograph/heliograph"
+	"github.com/heliograph/heliograph/internal/etcdtest"
+	"github.com/heliograph/heliograph/internal/proctest"
+	"github.com/heliograph/heliograph/node"
+	"github.com/heliograph/heliograph/promote"
+)
+
+// promotable is the configuration of a source node that can be promoted.
+func promotable(t *testing.T, etcd *etcdtest.Cluster) (node.Config, *journal) {
+	t.Helper()
+	ports := proctest.FreePorts(t, 2)
+	cfg := newPKI(t).source(t, etcd.Endpoints()[0])
+	cfg.ListenClients = fmt.Sprintf("127.0.0.1:%d", ports[0])
+	cfg.PeerURL = fmt.Sprintf("http://127.0.0.1:%d", ports[1])
+	j := new(journal)
+	cfg.Log = j.logger()
+	return cfg, j
+}
+
+func clientOf(t *testing.T, n *node.Node) *clientv3.Client {
+	t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"http://" + n.Addrs().Clients}, DialTimeout: waitLimit, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func (j *journal) count(s string) int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return strings.Count(j.b.String(), s)
+}
+
+var operator = node.PromoteOptions{By: "test"}
+
+// A promotion that fails before its commit leaves a mirror that goes on at the same
+// addresses; one whose answer alone is lost has happened. Each leaves one line of
+// audit.
+func TestFailedPromotion(t *testing.T) {
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	client := etcd.Client(t)
+	rev := etcdtest.Fill(t, client, 100)
+	cfg, log := promotable(t, etcd)
+	n := open(t, cfg)
+	run(t, n)
+	waitAt(t, n, rev)
+	before := n.Addrs()
+
+	force := operator
+	force.Force = true
+	node.OnPromote(t, func(context.Context, promote.Config) (promote.Record, error) {
+		return promote.Record{}, errors.New("the disk has failed")
+	})
+	for range 2 {
+		_, err := n.Promote(t.Context(), force)
+		if err == nil || !strings.Contains(err.Error(), "mirrors again") || !strings.Contains(err.Error(), "the disk has failed") {
+			t.Fatalf("got %v", err)
+		}
+		rev = etcdtest.Fill(t, client, 50)
+		waitAt(t, n, rev)
+	}
+	if got := n.Addrs(); got != before {
+		t.Errorf("addresses %+v, before %+v", got, before)
+	}
+	reader := clientOf(t, n)
+	if resp, err := reader.Get(t.Context(), "x"); err != nil || resp.Header.Revision != rev {
+		t.Errorf("read %+v, %v", resp, err)
+	}
+	if _, body := get(t, n.Addrs().Socket, "/metrics"); !strings.Contains(body, "\nheliograph_store_") || !strings.Contains(body, `state="following"} 1`) {
+		t.Error("metrics lack the new phase's")
+	}
+	if log.count("msg=audit") != 2 || log.count("outcome=failed") != 2 || log.snapshots() != 1 {
+		t.Errorf("%d lines of audit, %d snapshots", log.count("msg=audit"), log.snapshots())
+	}
+
+	// The answer is lost, the promotion is not.
+	node.OnPromote(t, func(ctx context.Context, cfg promote.Config) (promote.Record, error) {
+		_, err := promote.Promote(ctx, cfg)
+		return promote.Record{}, errors.Join(err, errors.New("fsync has failed"))
+	})
+	rec, err := n.Promote(t.Context(), force)
+	if err != nil || rec.State != promote.Promoted || rec.Revision != rev {
+		t.Fatalf("%+v, %v", rec, err)
+	}
+	put, err := reader.Put(t.Context(), "x", "y")
+	if err != nil || put.Header.Revision != rev+1 {
+		t.Errorf("%+v, %v", put, err)
+	}
+	if code, body := get(t, n.Addrs().Socket, "/readyz"); code != http.StatusOK {
+		t.Errorf("readyz: %d %s", code, body)
+	}
+	if log.count("msg=audit") != 3 || log.count("outcome=promoted ") != 1 {
+		t.Errorf("%d lines of audit", log.count("msg=audit"))
+	}
+}
+
+// What only a mirror can do is refused by a promoted node in words; it needs no
+// certificates any more, and no --listen.
+func TestPromotedNode(t *testing.T) {
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	rev := etcdtest.Fill(t, etcd.Client(t), 100)
+	cfg, log := promotable(t, etcd)
+	n := open(t, cfg)
+	stop := run(t, n)
+	waitAt(t, n, rev)
+	if _, err := n.Promote(t.Context(), operator); !refusedBecause(err, "answers", true) {
+		t.Errorf("while its etcd answers: %v", err)
+	}
+	etcd.Member(0).Kill()
+	waitFor(t, "noticed", func() bool { return !n.Plan(t.Context(), operator).OriginAnswers })
+	rec, err := n.Promote(t.Context(), operator)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func() {
+		t.Helper()
+		if v := n.Verify(t.Context()); v.Result != heliograph.VerifyUnknown || !strings.Contains(v.Why, "promoted") {
+			t.Errorf("verify: %+v", v)
+		}
+		if err := n.Resync(t.Context()); err == nil || !strings.Contains(err.Error(), "promoted") {
+			t.Errorf("resync: %v", err)
+		}
+		if _, err := n.Export(t.Context(), node.ExportOptions{Out: t.TempDir() + "/x"}); err == nil || !strings.Contains(err.Error(), "etcdctl snapshot save") {
+			t.Errorf("export: %v", err)
+		}
+		if p := n.Plan(t.Context(), operator); p.Promoted == nil || p.Promoted.Token != rec.Token {
+			t.Errorf("plan: %+v", p)
+		}
+		if again, err := n.Promote(t.Context(), operator); err != nil || again.Token != rec.Token {
+			t.Errorf("promoted again: %+v, %v", again, err)
+		}
+		s := n.Status()[0]
+		if s.Status != heliograph.Promoted || !strings.Contains(s.Why, rec.Origin) || !strings.Contains(s.Why, "by test") || s.HeadRevision != rev {
+			t.Errorf("status: %+v", s)
+		}
+	}
+	check()
+	stop()
+
+	cfg.Credentials, cfg.CredentialsErr = nil, errors.New("us1.crt expired")
+	taken, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	cfg.Listen = taken.LocalAddr().String()
+	n = open(t, cfg)
+	run(t, n)
+	waitFor(t, "ready", func() bool {
+		code, _ := get(t, n.Addrs().Socket, "/readyz")
+		return code == http.StatusOK
+	})
+	check()
+	if at := n.Addrs(); at.Mirrors != "" {
+		t.Errorf("mirrors are served at %s", at.Mirrors)
+	}
+	if log.count("expired") == 0 {
+		t.Error("nothing is said of the missing certificate")
+	}
+	// A mirror without certificates does not start, and says why.
+	cfg.DataDir = t.TempDir() + "/other"
+	if _, err := node.Open(cfg); err == nil || err.Error() != "us1.crt expired" {
+		t.Errorf("a mirror without certificates: %v", err)
+	}
+}
+
+// refusedBecause reports whether err is a refusal with that reason.
+func refusedBecause(err error, why string, forcible bool) bool {
+	refused, ok := errors.AsType[*node.NotPromotableError](err)
+	return ok && strings.Contains(refused.Refusals[0].Reason, why) && refused.Refusals[0].Forcible == forcible
+}
+
+// Nothing forces these, and nothing has happened afterwards.
+func TestNeverPromoted(t *testing.T) {
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	rev := etcdtest.Fill(t, etcd.Client(t), 100)
+	cfg, _ := promotable(t, etcd)
+	force := operator
+	force.Force = true
+
+	// Without a snapshot.
+	etcd.Member(0).Pause()
+	n := open(t, cfg)
+	stop := run(t, n)
+	if _, err := n.Promote(t.Context(), force); !refusedBecause(err, "no whole snapshot", false) {
+		t.Errorf("without a snapshot: %v", err)
+	}
+	etcd.Member(0).Resume()
+	waitAt(t, n, rev)
+
+	// With a peer port that somebody else has.
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	stop()
+	cfg.PeerURL = "http://" + taken.Addr().String()
+	n = open(t, cfg)
+	stop = run(t, n)
+	waitAt(t, n, rev)
+	if _, err := n.Promote(t.Context(), force); !refusedBecause(err, "the port is in use", false) {
+		t.Errorf("with a peer port in use: %v", err)
+	}
+	other := force
+	other.PeerURL = "http://127.0.0.1:1"
+	if _, err := n.Promote(t.Context(), other); !refusedBecause(err, "started with --peer-url", false) {
+		t.Errorf("with another peer URL: %v", err)
+	}
+	stop()
+
+	// With a bump that no revision has room for, and https without certificates.
+	cfg.PeerURL = ""
+	n = open(t, cfg)
+	stop = run(t, n)
+	waitAt(t, n, rev)
+	other = force
+	other.PeerURL = "https://127.0.0.1:2380"
+	if _, err := n.Promote(t.Context(), other); !refusedBecause(err, "https between members", false) {
+		t.Errorf("with https between members: %v", err)
+	}
+	other.PeerURL, other.BumpRevision = fmt.Sprintf("http://127.0.0.1:%d", proctest.FreePorts(t, 1)[0]), 1<<62
+	if _, err := n.Promote(t.Context(), other); !refusedBecause(err, "cannot be bumped", false) {
+		t.Errorf("with an impossible bump: %v", err)
+	}
+	stop()
+
+	// Without a place for clients.
+	cfg.ListenClients = ""
+	n = open(t, cfg)
+	run(t, n)
+	waitAt(t, n, rev)
+	if _, err := n.Promote(t.Context(), force); !refusedBecause(err, "--listen-clients", false) {
+		t.Errorf("without clients: %v", err)
+	}
+	waitAt(t, n, etcdtest.Fill(t, etcd.Client(t), 50)) // it follows as ever
+	if s := n.Status()[0]; s.Status != heliograph.Following {
+		t.Errorf("status %+v", s)
+	}
+}

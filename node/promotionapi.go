@@ -1,0 +1,91 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+)
+
+// maxPromoteBytes bounds the options that come with a request.
+const maxPromoteBytes = 4 << 10
+
+// promotionRoutes adds what promotion has in the admin API:
+//
+//	GET  /v1/promotion?bump_revision=N&peer_url=URL   a [Plan]; for who may read the status
+//	POST /v1/promote  {"force", "bump_revision", "peer_url"}  operator; a promote.Record when
+//	     writes are accepted; 409 with {"error", "refusals"} if it is refused
+//	POST /v1/export   [ExportOptions]                 operator; the heliograph.Fork that was written
+//
+// Each may take minutes.
+func (n *Node) promotionRoutes(mux *http.ServeMux, lis net.Listener) {
+	mux.HandleFunc("GET /v1/promotion", func(w http.ResponseWriter, r *http.Request) {
+		opts := PromoteOptions{PeerURL: r.URL.Query().Get("peer_url")}
+		if bump := r.URL.Query().Get("bump_revision"); bump != "" {
+			if _, err := fmt.Sscan(bump, &opts.BumpRevision); err != nil {
+				http.Error(w, fmt.Sprintf("bump_revision %.40q: want a number", bump), http.StatusBadRequest)
+				return
+			}
+		}
+		answer(w, n.Plan(r.Context(), opts))
+	})
+	mux.HandleFunc("POST /v1/promote", func(w http.ResponseWriter, r *http.Request) {
+		var opts PromoteOptions
+		if !n.take(w, r, lis, &opts, &opts.By) {
+			return
+		}
+		rec, err := n.Promote(r.Context(), opts)
+		var refused *NotPromotableError
+		switch {
+		case errors.As(err, &refused):
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusConflict)
+			answer(w, struct {
+				Error    string    `json:"error"`
+				Refusals []Refusal `json:"refusals"`
+			}{err.Error(), refused.Refusals})
+		case err != nil:
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		default:
+			answer(w, rec)
+		}
+	})
+	mux.HandleFunc("POST /v1/export", func(w http.ResponseWriter, r *http.Request) {
+		var opts ExportOptions
+		if !n.take(w, r, lis, &opts, &opts.By) {
+			return
+		}
+		fork, err := n.Export(r.Context(), opts)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		answer(w, fork)
+	})
+}
+
+// take reads an operator's request into options, or answers why not. The answer may
+// take promoteTimeout from then on.
+func (n *Node) take(w http.ResponseWriter, r *http.Request, lis net.Listener, options any, by *string) bool {
+	who, err := n.operator(lis, r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusForbidden)
+		return false
+	}
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxPromoteBytes))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(options); err != nil {
+		http.Error(w, fmt.Sprintf("the options cannot be read: %v", err), http.StatusBadRequest)
+		return false
+	}
+	*by = who
+	limit := time.Now().Add(promoteTimeout + etcdStartTimeout)
+	control := http.NewResponseController(w)
+	// The read deadline, too: when it passes, the request counts as given up.
+	if err := errors.Join(control.SetReadDeadline(limit), control.SetWriteDeadline(limit)); err != nil {
+		n.cfg.Log.Debug("a long answer without a longer deadline", "err", err)
+	}
+	return true
+}
