@@ -67,6 +67,7 @@ type victim struct {
 	replica string // a copy of its data directory from before any promotion
 	rng     *rand.Rand
 	span    time.Duration // how long an undisturbed promotion takes
+	edge    time.Duration // about how long one takes until its commit point
 	puts    int
 }
 
@@ -85,6 +86,7 @@ func newVictim(t *testing.T, pki *heliotest.PKI, etcd *etcdtest.Cluster, source 
 	v.mirror.Promote("--force")
 	v.span = time.Since(start)
 	t.Logf("a promotion takes %s", v.span)
+	v.edge = v.span / 10
 	v.again()
 	return v
 }
@@ -105,7 +107,13 @@ func (v *victim) round() bool {
 	v.t.Helper()
 	rev := v.write()
 	v.mirror.WaitApplied(rev)
+	// Most of a promotion is etcd's start: half of the kills are aimed at the time
+	// around the commit point, wherever that is on a machine of this speed.
+	near := v.rng.IntN(2) == 0
 	after := time.Duration(1.2 * v.rng.Float64() * float64(v.span))
+	if near {
+		after = time.Duration(2 * v.rng.Float64() * float64(v.edge))
+	}
 	var asking sync.WaitGroup
 	var said error
 	asking.Go(func() { _, said = v.mirror.TryPromote("--force") })
@@ -118,6 +126,11 @@ func (v *victim) round() bool {
 		return s.Status == heliograph.Following || s.Status == heliograph.Promoted && v.mirror.Ready() == nil
 	})
 	v.t.Logf("killed after %s: %s at %d (asked: %v)", after, s.Status, s.AppliedRevision, said)
+	if near && s.Status == heliograph.Promoted {
+		v.edge = v.edge * 3 / 4
+	} else if near {
+		v.edge = v.edge*5/4 + time.Millisecond
+	}
 	if s.Status == heliograph.Promoted {
 		v.requirePromoted(s)
 		v.again()

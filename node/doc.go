@@ -6,4 +6,7 @@
 // show before anything runs; [Node.Run] runs until its context ends. A [Tracker]
 // turns what the upstream reports into the state, lag and staleness of
 // [heliograph.Status].
+//
+// [Node.Promote] ends all that for good and runs an etcd on the replica in its
+// place; [Node.Plan] says before what that would mean, and what stands against it.
 package node

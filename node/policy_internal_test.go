@@ -115,3 +115,19 @@ func TestBumpAdvice(t *testing.T) {
 		}
 	}
 }
+
+// A plan that is being made must not hold the port for members when etcd needs it.
+func TestPlanLeavesTheTakenAddressAlone(t *testing.T) {
+	n := new(Node)
+	if _, _, err := n.listenPeers("http://127.0.0.1:0"); err == nil {
+		t.Error("port 0 is no address for members")
+	}
+	n.takePeers(true)
+	if _, err := n.tryPeers("http://127.0.0.1:1"); !errors.Is(err, errPromoting) {
+		t.Errorf("taken: %v", err)
+	}
+	n.takePeers(false)
+	if _, err := n.tryPeers("http://127.0.0.1:1"); errors.Is(err, errPromoting) {
+		t.Errorf("given back: %v", err)
+	}
+}

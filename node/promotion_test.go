@@ -2,10 +2,13 @@ package node_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -252,5 +255,79 @@ func TestNeverPromoted(t *testing.T) {
 	waitAt(t, n, etcdtest.Fill(t, etcd.Client(t), 50)) // it follows as ever
 	if s := n.Status()[0]; s.Status != heliograph.Following {
 		t.Errorf("status %+v", s)
+	}
+}
+
+// After the commit there is no way back: an etcd that cannot start ends the node with
+// a sentence, and the next start runs it.
+func TestPromotedEtcdDoesNotStart(t *testing.T) {
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	rev := etcdtest.Fill(t, etcd.Client(t), 100)
+	cfg, log := promotable(t, etcd)
+	n := open(t, cfg)
+	var taken net.Listener
+	node.OnPromote(t, func(ctx context.Context, pc promote.Config) (promote.Record, error) {
+		rec, err := promote.Promote(ctx, pc)
+		var lerr error
+		taken, lerr = net.Listen("tcp", strings.TrimPrefix(cfg.PeerURL, "http://")) // by somebody else, just now
+		return rec, errors.Join(err, lerr)
+	})
+	ended := make(chan error, 1)
+	go func() { ended <- n.Run(t.Context()) }() // waited for below
+	waitAt(t, n, rev)
+	force := operator
+	force.Force = true
+	rec, err := n.Promote(t.Context(), force)
+	if err == nil || rec.State != promote.Promoted || !strings.Contains(err.Error(), "its etcd does not run") || !strings.Contains(err.Error(), "start the node again") {
+		t.Errorf("%+v, %v", rec, err)
+	}
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "start the node again") {
+		t.Errorf("Run: %v", err)
+	}
+	if s := n.Status()[0]; s.Status != heliograph.Promoted || !strings.Contains(s.Why, "its etcd does not run: ") || s.AppliedRevision != rev {
+		t.Errorf("status %+v", s)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+	if log.count("msg=audit") != 1 || log.count("outcome=failed") != 1 {
+		t.Errorf("%d lines of audit", log.count("msg=audit"))
+	}
+	if _, err := node.Open(cfg); err == nil || !strings.Contains(err.Error(), "--peer-url") || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("with the port still in use: %v", err)
+	}
+	taken.Close()
+	n = open(t, cfg)
+	run(t, n)
+	put, err := clientOf(t, n).Put(t.Context(), "x", "y")
+	if err != nil || put.Header.Revision != rev+1 {
+		t.Errorf("%+v, %v", put, err)
+	}
+}
+
+// What a crash has cut short has its outcome at the next start, and its line of audit.
+func TestPromotionTakenBack(t *testing.T) {
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	rev := etcdtest.Fill(t, etcd.Client(t), 100)
+	cfg, log := promotable(t, etcd)
+	n := open(t, cfg)
+	stop := run(t, n)
+	waitAt(t, n, rev)
+	stop()
+	begun, err := json.Marshal(promote.Record{
+		State: promote.Begun, By: "alice",
+		Fork: heliograph.Fork{Revision: rev, Cluster: cfg.Cluster, Database: heliograph.DefaultDatabase, Token: "t"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(cfg.DataDir, promote.RecordFile), begun, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n = open(t, cfg)
+	run(t, n)
+	waitAt(t, n, etcdtest.Fill(t, etcd.Client(t), 50))
+	if log.count("msg=audit") != 1 || log.count(`by=alice`) != 1 || log.count("taken back after a restart") != 1 {
+		t.Errorf("%d lines of audit", log.count("msg=audit"))
 	}
 }
