@@ -162,7 +162,8 @@ func (n *Node) conclude(p *promotion, rec promote.Record, err error) {
 var promoteReplica = promote.Promote
 
 // change makes the node a promoted one, or, if that fails, one that mirrors again.
-// m has stopped. After an error the node cannot go on: a restart finds out.
+// m has stopped. After an error the node cannot go on, be it that it was told to
+// stop: a restart finds out.
 func (n *Node) change(ctx context.Context, m *mirroring, asked *promotion) error {
 	asked.step("the replica is being closed")
 	n.takePeers(true)
@@ -192,7 +193,7 @@ func (n *Node) change(ctx context.Context, m *mirroring, asked *promotion) error
 			return rerr
 		case !done && ctx.Err() != nil: // told to stop
 			n.conclude(asked, rec, fmt.Errorf("not promoted, since the node is stopping: it is a mirror as before: %w", err))
-			return nil
+			return context.Cause(ctx) // there is no phase to go on with
 		case !done:
 			return n.mirrorAgain(asked, err)
 		}

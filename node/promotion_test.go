@@ -113,6 +113,41 @@ func TestFailedPromotion(t *testing.T) {
 	}
 }
 
+// A node that is told to stop before the commit point of its promotion stops, and is
+// a mirror when it starts again.
+func TestStoppedWhilePromoting(t *testing.T) {
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	rev := etcdtest.Fill(t, etcd.Client(t), 100)
+	cfg, log := promotable(t, etcd)
+	n := open(t, cfg)
+	stop := run(t, n)
+	waitAt(t, n, rev)
+	begun := make(chan struct{})
+	node.OnPromote(t, func(ctx context.Context, _ promote.Config) (promote.Record, error) {
+		close(begun)
+		<-ctx.Done()
+		return promote.Record{}, context.Cause(ctx)
+	})
+	asked := make(chan error, 1)
+	go func() { // waited for below
+		force := operator
+		force.Force = true
+		_, err := n.Promote(t.Context(), force)
+		asked <- err
+	}()
+	<-begun
+	stop()
+	if err := <-asked; err == nil || !strings.Contains(err.Error(), "it is a mirror as before") {
+		t.Errorf("who asked was told %v", err)
+	}
+	if log.count("msg=audit") != 1 || log.count("outcome=failed") != 1 {
+		t.Errorf("%d lines of audit", log.count("msg=audit"))
+	}
+	n = open(t, cfg)
+	run(t, n)
+	waitAt(t, n, etcdtest.Fill(t, etcd.Client(t), 10))
+}
+
 // What only a mirror can do is refused by a promoted node in words; it needs no
 // certificates any more, and no --listen.
 func TestPromotedNode(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 )
 
@@ -24,7 +25,8 @@ func (n *Node) promotionRoutes(mux *http.ServeMux, lis net.Listener) {
 	mux.HandleFunc("GET /v1/promotion", func(w http.ResponseWriter, r *http.Request) {
 		opts := PromoteOptions{PeerURL: r.URL.Query().Get("peer_url")}
 		if bump := r.URL.Query().Get("bump_revision"); bump != "" {
-			if _, err := fmt.Sscan(bump, &opts.BumpRevision); err != nil {
+			var err error
+			if opts.BumpRevision, err = strconv.ParseInt(bump, 10, 64); err != nil {
 				http.Error(w, fmt.Sprintf("bump_revision %.40q: want a number", bump), http.StatusBadRequest)
 				return
 			}
