@@ -3,26 +3,11 @@ package certs
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"sync/atomic"
 	"time"
 
 	"github.com/heliograph/heliograph"
-	"github.com/prometheus/client_golang/prometheus"
 )
-
-// DefaultPoll is how often files are read again unless Config says otherwise.
-// Three small files cost nothing, and reading them sees what modification times
-// do not: symbolic links that were switched, as in mounted secrets.
-const DefaultPoll = 5 * time.Second
-
-// Config holds what Credentials may be given; the zero Config is good.
-type Config struct {
-	Poll    time.Duration         // between two looks at the files; zero means DefaultPoll
-	Dialled bool                  // the node is dialled: its certificate must be good for that even if its role is mirror
-	Log     *slog.Logger          // nil discards
-	Metrics prometheus.Registerer // nil: a caller may register the Credentials itself
-}
 
 // Credentials is who a node is, to the peers it dials and those that dial it.
 // Its methods may be called by any goroutine.
@@ -40,14 +25,9 @@ type Credentials struct {
 // for being dialled with cfg.Dialled.
 // cfg.Metrics, if any, must not have Credentials yet.
 func Load(files Files, cfg Config) (*Credentials, error) {
-	if cfg.Poll < 0 {
-		return nil, fmt.Errorf("Poll: %s is negative", cfg.Poll)
-	}
-	if cfg.Poll == 0 {
-		cfg.Poll = DefaultPoll
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
+	cfg, err := cfg.resolve()
+	if err != nil {
+		return nil, err
 	}
 	from, err := files.read()
 	if err != nil {
@@ -72,28 +52,9 @@ func Load(files Files, cfg Config) (*Credentials, error) {
 // effect at the next handshake; others are warned of once, and the last good
 // ones stay. At most one Run at a time.
 func (c *Credentials) Run(ctx context.Context) error {
-	tick := time.NewTicker(c.cfg.Poll)
-	defer tick.Stop()
-	var warned string
-	for {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-tick.C:
-		}
-		changed, err := c.reload()
-		switch {
-		case err == nil:
-			warned = ""
-			if changed {
-				c.cfg.Log.Info("certificates reloaded", "cluster", c.Identity().Cluster, "not_after", stamp(c.NotAfter()))
-			}
-		case err.Error() != warned:
-			warned = err.Error()
-			c.cfg.Log.Warn("new certificates refused, last good ones kept",
-				"cluster", c.Identity().Cluster, "not_after", stamp(c.NotAfter()), "err", err)
-		}
-	}
+	return c.cfg.keepReading(ctx, "certificates", c.reload, func() []any {
+		return []any{"cluster", c.Identity().Cluster, "not_after", stamp(c.NotAfter())}
+	})
 }
 
 // reload reads the files and adopts them if they are new and good.

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -39,14 +38,9 @@ type listenerMaterial struct {
 // LoadListener reads and checks files: a pair that is valid now, and the CAs, if
 // there are any.
 func LoadListener(files ListenerFiles, cfg Config) (*Listener, error) {
-	if cfg.Poll < 0 {
-		return nil, fmt.Errorf("Poll: %s is negative", cfg.Poll)
-	}
-	if cfg.Poll == 0 {
-		cfg.Poll = DefaultPoll
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
+	cfg, err := cfg.resolve()
+	if err != nil {
+		return nil, err
 	}
 	l := &Listener{files: files, cfg: cfg}
 	from, err := files.read()
@@ -137,27 +131,9 @@ func (l *Listener) VerifiesClients() bool { return l.files.CA != "" }
 // others are warned of once, and the last good ones stay. At most one Run at a
 // time.
 func (l *Listener) Run(ctx context.Context) error {
-	tick := time.NewTicker(l.cfg.Poll)
-	defer tick.Stop()
-	var warned string
-	for {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-tick.C:
-		}
-		changed, err := l.reload()
-		switch {
-		case err == nil:
-			warned = ""
-			if changed {
-				l.cfg.Log.Info("certificates for clients reloaded", "not_after", stamp(l.current.Load().end))
-			}
-		case err.Error() != warned:
-			warned = err.Error()
-			l.cfg.Log.Warn("new certificates for clients refused, last good ones kept", "not_after", stamp(l.current.Load().end), "err", err)
-		}
-	}
+	return l.cfg.keepReading(ctx, "certificates for clients", l.reload, func() []any {
+		return []any{"not_after", stamp(l.current.Load().end)}
+	})
 }
 
 func (l *Listener) reload() (changed bool, err error) {
