@@ -75,6 +75,7 @@ func (m *mirror) readControl(ctx context.Context) error {
 		m.control.readWithin(m.srv.cfg.Silence)
 		t, payload, err := m.control.frames.Next()
 		if err == nil {
+			m.heard.Store(int64(time.Since(m.since)))
 			err = m.handle(ctx, t, payload)
 		}
 		if err != nil {
@@ -159,7 +160,9 @@ func (m *mirror) beat() (wire.Message, error) {
 		return nil, err
 	}
 	m.leases.look()
-	return m.srv.heartbeat(up), nil
+	h := m.srv.heartbeat(up)
+	h.UnheardMS = (time.Since(m.since) - time.Duration(m.heard.Load())).Milliseconds()
+	return h, nil
 }
 
 // recheck returns why the mirror may not stay, although it was accepted.

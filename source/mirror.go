@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -36,6 +37,7 @@ type mirror struct {
 	verifies verifies
 	leases   *leaseCursor
 	acked    chan struct{} // capacity 1: applied rose
+	heard    atomic.Int64  // when the last control frame came, in nanoseconds after since
 
 	snapshot heliograph.Snapshot // nil without one; released by dropSnapshot
 
@@ -46,6 +48,7 @@ type mirror struct {
 
 // run serves the mirror until one of its goroutines fails, and returns why.
 func (m *mirror) run(ctx context.Context) error {
+	m.heard.Store(int64(time.Since(m.since))) // it need not have said anything yet
 	g, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, m.brake.pull)
 	defer stop()

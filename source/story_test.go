@@ -71,6 +71,35 @@ func TestStoryBlackhole(t *testing.T) {
 	})
 }
 
+// TestStoryUnheard: a mirror that hears the source and is not heard is told so with
+// every heartbeat (fault 16).
+func TestStoryUnheard(t *testing.T) {
+	story(t, func(t *testing.T, w *world, n *cutNet, dial func() *peer, _ *net.UDPAddr) {
+		p := dial()
+		p.follow(10)
+		unheard := func() time.Duration {
+			h, err := wire.DecodeHeartbeat(p.await(wire.TypeHeartbeat))
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.say(wire.Heartbeat{HeadLSN: 10, StalenessMS: -1})
+			return time.Duration(h.UnheardMS) * time.Millisecond
+		}
+		for range 100 {
+			if d := unheard(); d > 600*time.Millisecond {
+				t.Fatalf("unheard for %v, while a frame comes every half second", d)
+			}
+		}
+		n.cut.Store(w.addr.(*net.UDPAddr))
+		began := time.Now()
+		for unheard() < 4*time.Second {
+		}
+		if took := time.Since(began); took < 3500*time.Millisecond || took > 4600*time.Millisecond {
+			t.Errorf("said after %v", took)
+		}
+	})
+}
+
 // TestStoryIdle: an idle source and an idle mirror stay together for hours, with
 // a heartbeat each way every half second.
 func TestStoryIdle(t *testing.T) {

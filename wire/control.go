@@ -25,6 +25,9 @@ type Heartbeat struct {
 	StalenessMS int64
 	Why         string   // why the sender does not follow its own upstream; "" if it does
 	Path        []string // as in HelloAck; from a source only
+	// UnheardMS is for how long the source has heard nothing from this mirror,
+	// in milliseconds of its own clock; 0 if it does not say.
+	UnheardMS int64
 
 	// What the sender knows of the access control of the origin: whether it is
 	// on, and the revision of its users and roles. Both are zero unless
@@ -37,7 +40,7 @@ type Heartbeat struct {
 // AppendFrame implements [Message].
 func (h Heartbeat) AppendFrame(dst []byte) []byte {
 	n := uint32(2)
-	for _, set := range []bool{h.UpstreamLSN != 0, h.StalenessMS >= 0, h.Why != "", len(h.Path) > 0, h.AuthKnown, h.AuthKnown} {
+	for _, set := range []bool{h.UpstreamLSN != 0, h.StalenessMS >= 0, h.Why != "", len(h.Path) > 0, h.UnheardMS != 0, h.AuthKnown, h.AuthKnown} {
 		if set {
 			n++
 		}
@@ -57,6 +60,9 @@ func (h Heartbeat) AppendFrame(dst []byte) []byte {
 	}
 	if len(h.Path) > 0 {
 		b = appendPath(b, h.Path)
+	}
+	if h.UnheardMS != 0 {
+		b = appendRev(b, "unheard_ms", h.UnheardMS)
 	}
 	if h.AuthKnown {
 		b = msgp.AppendBool(msgp.AppendString(b, "auth_enabled"), h.AuthEnabled)
@@ -83,6 +89,8 @@ func DecodeHeartbeat(payload []byte) (Heartbeat, error) {
 			h.Why = f.str(maxWhyBytes)
 		case "path":
 			h.Path = f.strs(MaxPath, maxPathText)
+		case "unheard_ms":
+			h.UnheardMS = f.rev()
 		case "auth_enabled":
 			h.AuthKnown, h.AuthEnabled = true, f.boolean()
 		case "auth_revision":

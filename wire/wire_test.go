@@ -49,6 +49,7 @@ func frames(t testing.TB) []namedFrame {
 		{name: "hello-ack-refused", value: wire.HelloAck{ErrorCode: heliograph.CodeUnknownDatabase, ErrorDetail: "no database \"x\" here", SourceClusterID: "prod-us", SnapshotLSN: wire.NoSnapshot}},
 		{name: "heartbeat", value: wire.Heartbeat{HeadLSN: 100, CompactLSN: 50, StalenessMS: -1}},
 		{name: "heartbeat-further-keys", value: wire.Heartbeat{HeadLSN: 100, CompactLSN: 50, UpstreamLSN: 101, StalenessMS: 12, Why: "etcd is not reachable", Path: []string{"a", "b"}}},
+		{name: "heartbeat-unheard", value: wire.Heartbeat{HeadLSN: 100, CompactLSN: 50, StalenessMS: -1, UnheardMS: 4012}},
 		{name: "heartbeat-auth", value: wire.Heartbeat{HeadLSN: 100, CompactLSN: 50, StalenessMS: -1, AuthKnown: true, AuthEnabled: true, AuthRevision: 12}},
 		{name: "heartbeat-no-auth", value: wire.Heartbeat{HeadLSN: 100, CompactLSN: 50, StalenessMS: -1, AuthKnown: true}},
 		{name: "leases", value: wire.Leases{Reset: true, More: true, Put: []heliograph.Lease{{ID: 0x694d5765fc71500b, TTL: 60}, {ID: 7, TTL: 3600}}}},

@@ -19,7 +19,7 @@ type Reporter interface {
 	heliograph.Reporter
 	// Upstream says what the source tells of itself: how old its data may be
 	// (-1 if it cannot tell), and why it does not follow its own upstream
-	// ("" if it does).
+	// ("" if it does). It comes before the Heard of the same heartbeat.
 	Upstream(staleness time.Duration, why string)
 }
 

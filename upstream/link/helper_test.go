@@ -267,6 +267,7 @@ type reporter struct {
 	compacted  int64
 	staleness  time.Duration
 	why        string
+	heardStale time.Duration // what staleness was at the last Heard
 }
 
 func (r *reporter) note(f func()) {
@@ -288,7 +289,7 @@ func (r *reporter) Bootstrapping(done, total int64) {
 	r.note(func() { r.progress = append(r.progress, [2]int64{done, total}) })
 }
 func (r *reporter) Heard(head, compacted int64) {
-	r.note(func() { r.head, r.compacted = head, compacted })
+	r.note(func() { r.head, r.compacted, r.heardStale = head, compacted, r.staleness })
 }
 func (r *reporter) Applied(rev int64) { r.note(func() { r.applied = append(r.applied, rev) }) }
 

@@ -209,6 +209,9 @@ func TestHeartbeats(t *testing.T) {
 	if w.reporter.head != 130 || w.reporter.compacted != 90 || w.reporter.staleness != 1500*time.Millisecond || w.reporter.why != "its etcd is away" {
 		t.Errorf("reported head %d, compacted %d, %v, %q", w.reporter.head, w.reporter.compacted, w.reporter.staleness, w.reporter.why)
 	}
+	if w.reporter.heardStale != 1500*time.Millisecond {
+		t.Errorf("the head was reported before how old it may be: %v", w.reporter.heardStale)
+	}
 	w.reporter.mu.Unlock()
 	if got := l.Path(); !slices.Equal(got, []string{"top", "source-1"}) {
 		t.Errorf("path %v", got)

@@ -154,8 +154,11 @@ func parted(bye wire.Goodbye) error {
 	return &heliograph.RefusedError{Code: bye.Code, Detail: bye.Detail}
 }
 
-// maxStaleness keeps a source's milliseconds from overflowing a Duration.
-const maxStaleness = 100 * 365 * 24 * time.Hour
+// millis is a source's number of milliseconds, kept from overflowing a Duration.
+func millis(ms int64) time.Duration {
+	const most = 100 * 365 * 24 * time.Hour
+	return time.Duration(min(ms, most.Milliseconds())) * time.Millisecond
+}
 
 func (s *session) heartbeat(payload []byte) error {
 	h, err := wire.DecodeHeartbeat(payload)
@@ -167,12 +170,13 @@ func (s *session) heartbeat(payload []byte) error {
 	}
 	s.link.setPath(h.Path)
 	s.vigil.heartbeat(time.Now(), h, s.applied.Load())
-	s.cfg.Reporter.Heard(s.vigil.horizon())
 	staleness := time.Duration(-1)
 	if h.StalenessMS >= 0 {
-		staleness = time.Duration(min(h.StalenessMS, maxStaleness.Milliseconds())) * time.Millisecond
+		staleness = millis(h.StalenessMS)
 	}
+	// First, so that what is heard next is not taken for newer than it is.
 	s.cfg.Reporter.Upstream(staleness, h.Why)
+	s.cfg.Reporter.Heard(s.vigil.horizon())
 	wake(s.compaction)
 	s.facts.heard(h)
 	return nil

@@ -120,9 +120,45 @@ func TestSilence(t *testing.T) {
 	}
 }
 
-// Row 16, the other direction: the mirror hears the source but is not heard.
-// The source's end of the session reaches it.
+// Row 16, the other direction: the mirror hears the source but is not heard. The
+// source says so in its heartbeats, and the mirror does not wait for more.
 func TestOneWaySilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, src, n := simulated(t, func(c *conn) {
+			c.silent = true
+			c.accept(helloAck(100))
+			for at, beats := time.Now(), 0; c.Context().Err() == nil; time.Sleep(500 * time.Millisecond) {
+				c.mu.Lock()
+				if len(c.beats) > beats {
+					at, beats = time.Now(), len(c.beats)
+				}
+				c.mu.Unlock()
+				c.send(wire.Heartbeat{HeadLSN: 100, StalenessMS: -1, UnheardMS: time.Since(at).Milliseconds()})
+			}
+		})
+		w.run()
+		src.last(t)
+		time.Sleep(time.Minute)
+		if len(w.reporter.losses()) > 0 {
+			t.Fatalf("lost while heard: %v", w.reporter.losses())
+		}
+		began := time.Now()
+		n.toSource.Store(true)
+		if err := w.lost(1); !strings.Contains(err.Error(), "10.0.0.1:7400 has heard nothing from us for 4") {
+			t.Errorf("lost: %v", err)
+		}
+		if d := time.Since(began); d > 5*time.Second {
+			t.Errorf("noticed after %v", d)
+		}
+		n.toSource.Store(false)
+		seen := src.count()
+		w.bell.until(t, "it is back", func() bool { return src.count() > seen })
+	})
+}
+
+// A source that does not say when it heard from the mirror ends the session, and
+// its end reaches the mirror.
+func TestOneWaySilenceUnsaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, src, n := simulated(t, func(c *conn) {
 			c.accept(helloAck(100))

@@ -17,13 +17,14 @@ type vigil struct {
 	notAfter                      time.Time // of the source's certificate
 
 	mu        sync.Mutex
-	heard     time.Time // the last frame or bulk byte
-	waiting   time.Time // since when bulk is waited for; zero while it is not
-	snapshot  bool      // the bulk waited for is a snapshot's
-	behind    time.Time // since when the source says that it is ahead; zero if it is not
-	head      int64     // the source's newest revision, which never falls
-	upstream  int64     // what it knows its own upstream to have
-	compacted int64     // its compaction revision
+	heard     time.Time     // the last frame or bulk byte
+	unheard   time.Duration // for which the source has heard nothing from here, as it last said
+	waiting   time.Time     // since when bulk is waited for; zero while it is not
+	snapshot  bool          // the bulk waited for is a snapshot's
+	behind    time.Time     // since when the source says that it is ahead; zero if it is not
+	head      int64         // the source's newest revision, which never falls
+	upstream  int64         // what it knows its own upstream to have
+	compacted int64         // its compaction revision
 }
 
 // hear notes a frame on the control stream.
@@ -58,6 +59,7 @@ func (v *vigil) heartbeat(now time.Time, h wire.Heartbeat, applied int64) {
 	v.head = max(v.head, h.HeadLSN)
 	v.upstream = max(v.upstream, h.UpstreamLSN)
 	v.compacted = max(v.compacted, h.CompactLSN)
+	v.unheard = millis(h.UnheardMS)
 	switch {
 	case h.HeadLSN <= applied:
 		v.behind = time.Time{}
@@ -88,6 +90,11 @@ func (v *vigil) verdict(now time.Time) error {
 	quiet := now.Sub(v.heard)
 	if quiet >= v.silence {
 		return &fault{"silent", heliograph.CodeTimeout, fmt.Errorf("nothing heard from %s for %s", v.peer, quiet.Round(100*time.Millisecond))}
+	}
+	// A little sooner than silence, to say so as soon after the last frame that
+	// arrived: the source's heartbeat has to come first.
+	if v.unheard >= v.silence*4/5 {
+		return &fault{"unheard", heliograph.CodeTimeout, fmt.Errorf("%s has heard nothing from us for %s, and we hear it: does the network let UDP through that way?", v.peer, v.unheard.Round(100*time.Millisecond))}
 	}
 	if !v.notAfter.IsZero() && now.After(v.notAfter) {
 		return &fault{"expired", heliograph.CodeTimeout, fmt.Errorf("the certificate of %s expired at %s", v.peer, v.notAfter.UTC().Format(time.RFC3339))}
