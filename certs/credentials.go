@@ -52,8 +52,13 @@ func Load(files Files, cfg Config) (*Credentials, error) {
 // effect at the next handshake; others are warned of once, and the last good
 // ones stay. At most one Run at a time.
 func (c *Credentials) Run(ctx context.Context) error {
-	return c.cfg.keepReading(ctx, "certificates", c.reload, func() []any {
-		return []any{"cluster", c.Identity().Cluster, "not_after", stamp(c.NotAfter())}
+	return c.cfg.keepReading(ctx, c.reload, func(refused error) {
+		log := c.cfg.Log.With("cluster", c.Identity().Cluster, "not_after", stamp(c.NotAfter()))
+		if refused == nil {
+			log.Info("certificates reloaded")
+		} else {
+			log.Warn("new certificates refused, last good ones kept", "err", refused)
+		}
 	})
 }
 

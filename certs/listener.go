@@ -131,8 +131,13 @@ func (l *Listener) VerifiesClients() bool { return l.files.CA != "" }
 // others are warned of once, and the last good ones stay. At most one Run at a
 // time.
 func (l *Listener) Run(ctx context.Context) error {
-	return l.cfg.keepReading(ctx, "certificates for clients", l.reload, func() []any {
-		return []any{"not_after", stamp(l.current.Load().end)}
+	return l.cfg.keepReading(ctx, l.reload, func(refused error) {
+		log := l.cfg.Log.With("not_after", stamp(l.current.Load().end))
+		if refused == nil {
+			log.Info("certificates for clients reloaded")
+		} else {
+			log.Warn("new certificates for clients refused, last good ones kept", "err", refused)
+		}
 	})
 }
 

@@ -37,8 +37,8 @@ func (c Config) resolve() (Config, error) {
 
 // keepReading calls reload every Poll until ctx ends, and returns its cause. reload
 // reports whether something new took effect; an error means that what was good
-// stays, and is logged once. what is being read and kept go into the log.
-func (c Config) keepReading(ctx context.Context, what string, reload func() (bool, error), kept func() []any) error {
+// stays. said is told of the one, and of the other once.
+func (c Config) keepReading(ctx context.Context, reload func() (bool, error), said func(refused error)) error {
 	tick := time.NewTicker(c.Poll)
 	defer tick.Stop()
 	var warned string
@@ -53,11 +53,11 @@ func (c Config) keepReading(ctx context.Context, what string, reload func() (boo
 		case err == nil:
 			warned = ""
 			if changed {
-				c.Log.Info(what+" reloaded", kept()...)
+				said(nil)
 			}
 		case err.Error() != warned:
 			warned = err.Error()
-			c.Log.Warn("new "+what+" refused, last good ones kept", append(kept(), "err", err)...)
+			said(err)
 		}
 	}
 }
