@@ -35,7 +35,7 @@ func conditions(tb testing.TB, o options) string {
 	return fmt.Sprintf("%d cores (%s, GOMAXPROCS %d), %s, load average before %s · %s %s/%s · etcd %s · heliograph %s\n"+
 		"%d rounds, %d keys, %s of load, %d writers, values of %d bytes · data on %s, %s · %s\n",
 		runtime.NumCPU(), fact("/proc/cpuinfo", "model name"), runtime.GOMAXPROCS(0), memory(), loadAverage(),
-		runtime.Version(), runtime.GOOS, runtime.GOARCH, etcdtest.Version, commit(tb),
+		runtime.Version(), runtime.GOOS, runtime.GOARCH, etcdtest.Release(), commit(tb),
 		o.rounds, o.keys, o.window, writers, valueBytes, filesystem(tb), disk, time.Now().UTC().Format(time.DateOnly))
 }
 

@@ -22,9 +22,6 @@ func TestBinaryRuns(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, info, err)
 		}
 	}
-	if _, err := etcdtest.Build(t.Context(), "zetcd"); err == nil {
-		t.Error("an unknown program was built")
-	}
 }
 
 func TestClusterSurvivesKillOfLeader(t *testing.T) {

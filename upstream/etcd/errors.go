@@ -105,13 +105,30 @@ func (u *Upstream) translate(err error) error {
 		strings.Contains(s.Message(), "received message larger than max") {
 		return fmt.Errorf("%w: %s", errResponseTooBig, s.Message())
 	}
-	err = rpctypes.Error(err)
+	err = rpctypes.Error(named(err))
 	switch {
 	case errors.Is(err, rpctypes.ErrInvalidAuthToken), errors.Is(err, rpctypes.ErrAuthOldRevision):
 		return fmt.Errorf("%w: %w", errStaleToken, err)
 	case errors.Is(err, rpctypes.ErrPermissionDenied), errors.Is(err, rpctypes.ErrUserEmpty),
 		errors.Is(err, rpctypes.ErrAuthFailed):
 		return &DeniedError{Username: u.cfg.Username, Err: err}
+	}
+	return err
+}
+
+// unnamed are errors of etcd's access control that the streams of etcd 3.5 send as
+// they are, without a code.
+var unnamed = map[string]error{
+	"auth: permission denied":         rpctypes.ErrGRPCPermissionDenied,
+	"auth: user name is empty":        rpctypes.ErrGRPCUserEmpty,
+	"auth: invalid auth token":        rpctypes.ErrGRPCInvalidAuthToken,
+	"auth: revision in header is old": rpctypes.ErrGRPCAuthOldRevision,
+}
+
+// named returns the error that etcd should have sent instead of err.
+func named(err error) error {
+	if s, ok := status.FromError(err); ok && s.Code() == codes.Unknown && unnamed[s.Message()] != nil {
+		return unnamed[s.Message()]
 	}
 	return err
 }

@@ -142,7 +142,13 @@ func TestRefusesAnEtcdThatWasCreatedAnew(t *testing.T) {
 }
 
 func TestSaysWhenTheUserIsNotRoot(t *testing.T) {
-	c := etcdtest.Start(t, etcdtest.Options{})
+	for _, version := range etcdtest.Versions() {
+		t.Run(version, func(t *testing.T) { saysWhenTheUserIsNotRoot(t, version) })
+	}
+}
+
+func saysWhenTheUserIsNotRoot(t *testing.T, version string) {
+	c := etcdtest.Start(t, etcdtest.Options{Binary: etcdtest.BinaryOf(t, version, "etcd")})
 	client := c.Client(t)
 	for _, user := range []string{"reader", "nobody"} {
 		if _, err := client.UserAdd(t.Context(), user, "pw"); err != nil {
