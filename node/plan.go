@@ -62,6 +62,7 @@ type Plan struct {
 	LeasesUnknownTTL int  `json:"leases_unknown_ttl"` // of these, those that get promote.DefaultLeaseTTL
 	AccessControl    bool `json:"access_control"`     // clients will have to log in as at the origin
 
+	EtcdVersion   string `json:"etcd_version"` // of the new etcd
 	DatabaseBytes int64  `json:"database_bytes"`
 	EstimateMS    int64  `json:"estimate_ms"` // until writes are accepted
 	EstimateFrom  string `json:"estimate_from"`
@@ -202,8 +203,8 @@ func (m *mirroring) plan(ctx context.Context, opts PromoteOptions, promoting boo
 		Cluster: m.cfg.Cluster, Database: m.cfg.Database, Status: f.state, Why: f.why,
 		AppliedRevision: f.applied, LastKnownRevision: f.known, MissingRevisions: -1,
 		OriginAnswers: f.answers, LastContactMS: millis(v.Contact), StalenessMS: millis(v.Staleness),
-		VerifiedAgeMS: -1,
-		ClientURLs:    m.node.advertised(), ClientCertificates: m.node.clientTLS().ClientCertAuth,
+		VerifiedAgeMS: -1, EtcdVersion: promote.EtcdVersion(),
+		ClientURLs: m.node.advertised(), ClientCertificates: m.node.clientTLS().ClientCertAuth,
 		Refusals: []Refusal{},
 	}
 	if o := m.store.Origin(); !o.IsZero() {

@@ -219,7 +219,7 @@ func (p *promoted) plan() Plan {
 	return Plan{
 		Promoted: &rec, Cluster: rec.Cluster, Database: rec.Database, Status: s.Status, Why: s.Why, Origin: rec.Origin,
 		AppliedRevision: rec.Revision, LastKnownRevision: rec.LastKnownRevision, MissingRevisions: rec.MissingRevisions,
-		LastContactMS: -1, StalenessMS: -1, VerifiedAgeMS: -1, Leases: rec.Leases, LeasesUnknownTTL: rec.LeasesDefaulted,
+		LastContactMS: -1, StalenessMS: -1, VerifiedAgeMS: -1, EtcdVersion: promote.EtcdVersion(), Leases: rec.Leases, LeasesUnknownTTL: rec.LeasesDefaulted,
 		ClientURLs: p.node.advertised(), ClientCertificates: p.node.clientTLS().ClientCertAuth,
 		PeerURL: p.peerURL(), Refusals: []Refusal{},
 	}

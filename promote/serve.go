@@ -8,11 +8,15 @@ import (
 	"os"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/version"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"github.com/heliograph/heliograph/internal/zaplog"
 )
+
+// EtcdVersion returns the version of the etcd that [Start] runs, such as 3.7.3.
+func EtcdVersion() string { return version.Version }
 
 // minQuota is the least that a promoted etcd may grow to. What the source's quota
 // was is not known, and etcd's own default of 2 GiB would make it refuse writes at

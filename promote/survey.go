@@ -9,7 +9,6 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	"go.etcd.io/etcd/api/v3/version"
 	"go.etcd.io/etcd/server/v3/lease/leasepb"
 	"go.etcd.io/etcd/server/v3/storage/schema"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -126,11 +125,11 @@ func checkVersions(tx *bolt.Tx) error {
 		if _, err := fmt.Sscanf(v, "%d.%d", &major, &minor); err != nil {
 			return fmt.Errorf("%s is %.20q, which is none", what, v)
 		}
-		if _, err := fmt.Sscanf(version.Version, "%d.%d", &ownMajor, &ownMinor); err != nil {
-			return fmt.Errorf("version of the embedded etcd %q: %w", version.Version, err)
+		if _, err := fmt.Sscanf(EtcdVersion(), "%d.%d", &ownMajor, &ownMinor); err != nil {
+			return fmt.Errorf("version of the embedded etcd %q: %w", EtcdVersion(), err)
 		}
 		if major > ownMajor || major == ownMajor && minor > ownMinor {
-			return fmt.Errorf("%s is %s, and this program's etcd is %s: use a newer helio, or export a snapshot for a newer etcd", what, v, version.Version)
+			return fmt.Errorf("%s is %s, and this program's etcd is %s: use a newer helio, or export a snapshot for a newer etcd", what, v, EtcdVersion())
 		}
 	}
 	return nil

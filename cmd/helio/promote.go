@@ -237,6 +237,7 @@ func printPlan(out io.Writer, p node.Plan) error {
 	}
 	row("LEASES", "%s", leases)
 	row("DATABASE", "%s", humanize.IBytes(uint64(max(0, p.DatabaseBytes))))
+	row("ETCD", "%s, whatever the source's is", p.EtcdVersion)
 	row("TAKES", "about %s, estimated from %s", (time.Duration(p.EstimateMS) * time.Millisecond).Round(time.Second), p.EstimateFrom)
 	row("CLIENTS", "%s%s", strings.Join(p.ClientURLs, ", "), clientNeeds(p))
 	row("MEMBERS", "%s%s", p.PeerURL, peersListen(p))
@@ -304,7 +305,7 @@ func printPromoted(out io.Writer, rec promote.Record, p node.Plan) error {
 	row("PROMOTED", "%s/%s, by %s at %s", rec.Cluster, rec.Database, rec.By, rec.At.Format(time.RFC3339))
 	row("FORKED FROM", "%s at revision %d", rec.Origin, rec.Revision)
 	row("FIRST WRITE", "revision %d", rec.First())
-	row("ETCD CLUSTER", "%s, member %s", rec.EtcdID, rec.Name)
+	row("ETCD CLUSTER", "%s, member %s, etcd %s", rec.EtcdID, rec.Name, p.EtcdVersion)
 	switch {
 	case rec.MissingRevisions < 0:
 		row("LOST", "unknown: what the source has written after revision %d", rec.Revision)
