@@ -1,11 +1,17 @@
 package e2e_test
 
 import (
+	"context"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/heliograph/heliograph"
 	"github.com/heliograph/heliograph/internal/etcdtest"
@@ -117,5 +123,66 @@ func TestPromotion(t *testing.T) {
 	}
 	if code, took := mirror.Stop(10 * time.Second); code != 0 {
 		t.Errorf("exit code %d after %s", code, took)
+	}
+}
+
+// Users and roles come with a snapshot and with nothing else. When the source has
+// changed them since, access control on or off among them, a promotion says so and
+// wants to be forced; a resync brings them.
+func TestPromotionKnowsOutdatedUsers(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	put(t, etcd.Client(t), "a", 5)
+	pki := heliotest.NewPKI(t)
+	password := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(password, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	source := pki.Source("prod-us", etcd.Endpoints(), "--etcd-user", "root", "--etcd-password-file", password)
+	mirror := pki.Mirror("prod-eu", source, false)
+	mirror.WaitFollowing()
+	outdated := func(want bool) func(heliograph.Status) bool {
+		return func(heliograph.Status) bool { return (mirror.Plan().UsersOutdated != "") == want }
+	}
+	mirror.WaitStatus("of the same users", time.Minute, outdated(false))
+
+	etcd.EnableAuth(t, "secret")
+	mirror.WaitStatus("outdated", time.Minute, outdated(true))
+	lose(etcd, source)
+	awaitLoss(mirror)
+	if rec, err := mirror.TryPromote(); err == nil || !strings.Contains(err.Error(), "access control on") {
+		t.Fatalf("promoted: %+v, %v", rec, err)
+	}
+	out := filepath.Join(t.TempDir(), "out")
+	said, err := exec.CommandContext(t.Context(), heliotest.Binary(t), "export", "--admin", mirror.Socket(), "--out", out).CombinedOutput()
+	if err == nil || !strings.Contains(string(said), "access control on") {
+		t.Errorf("export: %v\n%s", err, said)
+	}
+	heliotest.Run(t, "export", "--admin", mirror.Socket(), "--out", out, "--outdated-users")
+
+	etcd.Member(0).Start()
+	source.Start()
+	mirror.WaitFollowing()
+	source.Resync()
+	source.WaitFollowing()
+	mirror.Resync()
+	mirror.WaitStatus("of the same users again", time.Minute, outdated(false))
+	mirror.WaitFollowing()
+	lose(etcd, source)
+	awaitLoss(mirror)
+	mirror.Promote()
+	mirror.WaitPromoted()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if resp, err := mirror.Client().Get(ctx, "a", clientv3.WithPrefix()); err == nil {
+		t.Errorf("nobody has logged in, and reads %d keys", len(resp.Kvs))
+	}
+	root, err := clientv3.New(clientv3.Config{Endpoints: []string{mirror.Clients}, Username: "root", Password: "secret", DialTimeout: time.Minute, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if resp, err := root.Get(ctx, "a", clientv3.WithPrefix()); err != nil || len(resp.Kvs) != 5 {
+		t.Errorf("root reads %+v, %v", resp, err)
 	}
 }

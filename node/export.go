@@ -19,6 +19,8 @@ type ExportOptions struct {
 	Kind         promote.Kind `json:"kind"`          // empty means promote.Snapshot
 	PeerURL      string       `json:"peer_url"`      // of the member; promote.DataDir only
 	BumpRevision int64        `json:"bump_revision"` // revisions to leave out after the last one
+	// OutdatedUsers exports although users and roles are known not to be the source's.
+	OutdatedUsers bool `json:"outdated_users"`
 
 	By string `json:"-"` // who asks, for the audit
 }
@@ -90,7 +92,7 @@ func export(ctx context.Context, st *store.Store, id identity, opts ExportOption
 	defer snap.Release()
 	cfg := promote.ExportConfig{
 		Out: opts.Out, Kind: opts.Kind, Cluster: id.Cluster, Database: id.Database,
-		BumpRevision: opts.BumpRevision, Log: log.With("part", "export"),
+		BumpRevision: opts.BumpRevision, OutdatedUsers: opts.OutdatedUsers, Log: log.With("part", "export"),
 	}
 	if opts.PeerURL != "" {
 		cfg.PeerURLs = []string{opts.PeerURL}

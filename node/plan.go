@@ -61,6 +61,9 @@ type Plan struct {
 	Leases           int  `json:"leases"`             // which start again with their full TTL
 	LeasesUnknownTTL int  `json:"leases_unknown_ttl"` // of these, those that get promote.DefaultLeaseTTL
 	AccessControl    bool `json:"access_control"`     // clients will have to log in as at the origin
+	// UsersOutdated is why the users and roles that the new etcd will have, access
+	// control on or off among them, cannot be taken for the origin's; empty: they can.
+	UsersOutdated string `json:"users_outdated"`
 
 	EtcdVersion   string `json:"etcd_version"` // of the new etcd
 	DatabaseBytes int64  `json:"database_bytes"`
@@ -101,8 +104,10 @@ type facts struct {
 	answers      bool // the origin answered
 	servesClient bool
 	damaged      error
-	peers        error // nobody can listen where members will reach it
-	room         error // see promote.Check
+	peers        error  // nobody can listen where members will reach it
+	room         error  // see promote.Check
+	users        string // see Plan.UsersOutdated
+	bump         int64  // asked for
 	promoting    bool
 }
 
@@ -137,6 +142,14 @@ func refusals(f facts) []Refusal {
 	}
 	if f.room != nil {
 		never("%v", f.room)
+	}
+	if f.users != "" {
+		unlessForced("the new etcd may let in whom the source does not: %s; while the source answers, "+
+			"helio resync on its source node and then here brings users and roles as they are", f.users)
+	}
+	if f.bump > 0 && f.known > f.applied+f.bump {
+		unlessForced("a bump of %d is less than the %d revisions that are known to be missing: clients would see revisions twice; use --bump-revision %d",
+			f.bump, f.known-f.applied, int64(SuggestedBump))
 	}
 	switch {
 	case f.state == heliograph.Diverged:
@@ -192,6 +205,7 @@ func (m *mirroring) plan(ctx context.Context, opts PromoteOptions, promoting boo
 	f := facts{
 		state: v.State, why: v.Why, alive: v.Alive, contact: v.Contact,
 		servesClient: m.clients != nil, damaged: m.store.Damaged(), promoting: promoting,
+		users: m.store.UsersOutdated(), bump: opts.BumpRevision,
 	}
 	f.known, f.answers = m.askOrigin(ctx, v.Known)
 	if f.state == heliograph.Diverged {
@@ -219,9 +233,9 @@ func (m *mirroring) plan(ctx context.Context, opts PromoteOptions, promoting boo
 		plan.VerifiedAgeMS = time.Since(good.At).Milliseconds()
 	}
 	plan.Leases, plan.LeasesUnknownTTL = countLeases(m.store.Leases())
-	plan.AccessControl = m.access().enabled
+	plan.AccessControl, plan.UsersOutdated = m.access().enabled, f.users
 	plan.DatabaseBytes, _ = m.store.Size()
-	plan.EstimateMS = (planBase + time.Duration(plan.DatabaseBytes)*time.Second/planBytesPerSec).Milliseconds()
+	plan.EstimateMS = planBase.Milliseconds() + plan.DatabaseBytes/(planBytesPerSec/1000)
 	plan.EstimateFrom = "the size of the database, read at 100 MiB/s"
 	if plan.PeerURL, f.peers = m.node.peerURL(opts.PeerURL); f.peers == nil && !promoting {
 		plan.PeerListen, f.peers = m.node.tryPeers(plan.PeerURL)

@@ -41,6 +41,9 @@ func TestPromotionPolicy(t *testing.T) {
 		"catching up from a source node":   {lost(func(f *facts) { f.state, f.alive, f.known = heliograph.CatchingUp, true, 150 }), forced, "revisions 101 to 150"},
 		"degraded, the upstream has more":  {lost(func(f *facts) { f.state, f.alive, f.known = heliograph.Degraded, true, 101 }), forced, "revisions 101 to 101"},
 		"bootstrapping again, and it goes": {lost(func(f *facts) { f.state, f.alive, f.known = heliograph.Bootstrapping, true, 150 }), forced, "revisions 101 to 150"},
+		"users have changed":               {lost(func(f *facts) { f.users = "users and roles have changed" }), forced, "have changed"},
+		"a bump below what is known":       {lost(func(f *facts) { f.known, f.bump = 150, 49 }), forced, "less than the 50 revisions"},
+		"a bump that is just enough":       {lost(func(f *facts) { f.known, f.bump = 150, 50 }), may, ""},
 		"diverged":                         {lost(func(f *facts) { f.state, f.why = heliograph.Diverged, "another history" }), forced, "another history"},
 
 		"no snapshot":              {lost(func(f *facts) { f.applied, f.known = 0, 0 }), never, "no whole snapshot"},

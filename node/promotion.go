@@ -179,7 +179,7 @@ func (n *Node) change(ctx context.Context, m *mirroring, asked *promotion) error
 		rec, err = promoteReplica(timed, promote.Config{
 			Dir: n.cfg.DataDir, Database: n.cfg.Database, Cluster: n.cfg.Cluster,
 			PeerURLs: []string{asked.opts.PeerURL}, BumpRevision: asked.opts.BumpRevision,
-			LastKnownRevision: asked.lastKnown, By: asked.opts.By,
+			LastKnownRevision: asked.lastKnown, By: asked.opts.By, OutdatedUsers: asked.opts.Force,
 			Log: n.cfg.Log.With("part", "promote"),
 		})
 	}

@@ -48,6 +48,10 @@ type Config struct {
 	// Whole seconds.
 	LeaseTTL time.Duration
 
+	// OutdatedUsers promotes although the users and roles in the file are known not
+	// to be the source's any more: it may have turned access control on since.
+	OutdatedUsers bool
+
 	LastKnownRevision int64  // newest revision of the source that was heard of; 0 if unknown
 	By                string // who asked, for the record
 

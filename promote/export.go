@@ -36,13 +36,14 @@ type ExportConfig struct {
 	Out  string // file or folder, which must not exist yet
 	Kind Kind   // empty means Snapshot
 
-	Cluster      heliograph.ClusterID
-	Database     heliograph.DatabaseID
-	Name         string   // DataDir only
-	PeerURLs     []string // DataDir only
-	Token        string
-	BumpRevision int64
-	LeaseTTL     time.Duration
+	Cluster       heliograph.ClusterID
+	Database      heliograph.DatabaseID
+	Name          string   // DataDir only
+	PeerURLs      []string // DataDir only
+	Token         string
+	BumpRevision  int64
+	LeaseTTL      time.Duration
+	OutdatedUsers bool
 
 	Log *slog.Logger // nil discards
 }
@@ -63,7 +64,7 @@ func Export(ctx context.Context, snap heliograph.Snapshot, cfg ExportConfig) (he
 	}
 	promotion, err := Config{
 		Dir: filepath.Dir(cfg.Out), Database: cfg.Database, Cluster: cfg.Cluster, Name: cfg.Name, PeerURLs: cfg.PeerURLs,
-		Token: cfg.Token, BumpRevision: cfg.BumpRevision, LeaseTTL: cfg.LeaseTTL, Log: cfg.Log,
+		Token: cfg.Token, BumpRevision: cfg.BumpRevision, LeaseTTL: cfg.LeaseTTL, OutdatedUsers: cfg.OutdatedUsers, Log: cfg.Log,
 	}.resolve()
 	if err != nil {
 		return heliograph.Fork{}, fmt.Errorf("export: %w", err)
@@ -114,6 +115,9 @@ func (e *export) run(ctx context.Context) (heliograph.Fork, error) {
 		s, err = examine(tx, int64(e.cfg.LeaseTTL/time.Second))
 		return err
 	}); err != nil {
+		return heliograph.Fork{}, err
+	}
+	if err := e.cfg.checkUsers(s); err != nil {
 		return heliograph.Fork{}, err
 	}
 	fork, err := newFork(s, e.cfg, id)

@@ -28,6 +28,11 @@ const (
 	stepRecorded  step = "recorded"  // the record says promoted
 )
 
+// ErrOutdatedUsers says that the users and roles in a replica are known not to be
+// those of the source any more; the text around it says how. It is found with
+// [errors.Is], and overcome with Config.OutdatedUsers.
+var ErrOutdatedUsers = errors.New("the users and roles here are not the source's")
+
 // reached is called at every step; only tests set it.
 var reached = func(step) {}
 
@@ -74,6 +79,9 @@ func run(ctx context.Context, cfg Config, f files) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
+	if err := cfg.checkUsers(s); err != nil {
+		return Record{}, err
+	}
 	fork, err := newFork(s, cfg, m.etcdID())
 	if err != nil {
 		return Record{}, err
@@ -112,6 +120,13 @@ func inspect(f files, leaseTTL time.Duration) (s survey, err error) {
 		return s, fmt.Errorf("%s cannot be promoted: %w", f.db, err)
 	}
 	return s, nil
+}
+
+func (c Config) checkUsers(s survey) error {
+	if s.outdated == "" || c.OutdatedUsers {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrOutdatedUsers, s.outdated)
 }
 
 func newFork(s survey, cfg Config, id heliograph.EtcdID) (heliograph.Fork, error) {

@@ -23,6 +23,7 @@ var (
 	formatKey = []byte("format")
 	originKey = []byte("origin")
 	forksKey  = []byte("forks")
+	authKey   = []byte("auth") // of package store: what the source has said of its access control
 )
 
 const (
@@ -67,6 +68,8 @@ type survey struct {
 	leases []*leasepb.Lease // as they are to be; every lease that a key hangs on is there
 	// defaulted are those of leases whose TTL the file did not know.
 	defaulted int
+	// outdated is why the users and roles in it are not the source's; "" if they are.
+	outdated string
 }
 
 // examine reads the whole file and refuses what is not a whole replica that this
@@ -93,6 +96,9 @@ func examine(tx *bolt.Tx, unknownTTL int64) (s survey, err error) {
 		return s, err
 	}
 	if err := checkVersions(tx); err != nil {
+		return s, err
+	}
+	if s.outdated, err = outdatedUsers(tx); err != nil {
 		return s, err
 	}
 	if s.rev, err = compactRevision(meta); err != nil {
@@ -133,6 +139,20 @@ func checkVersions(tx *bolt.Tx) error {
 		}
 	}
 	return nil
+}
+
+// outdatedUsers returns why the users and roles in the file are not those of the
+// source, "" if they are.
+func outdatedUsers(tx *bolt.Tx) (string, error) {
+	source, err := heliograph.ParseAccessControl(tx.Bucket(ownBucket).Get(authKey))
+	if err != nil || source == nil { // never told: what to make of that is the node's to say
+		return "", err
+	}
+	var here heliograph.AccessControl
+	if b := tx.Bucket(schema.Auth.Name()); b != nil {
+		here = heliograph.EtcdAccessControl(b.Get(schema.AuthEnabledKeyName), b.Get(schema.AuthRevisionKeyName))
+	}
+	return here.Outdated(source), nil
 }
 
 // compactRevision returns the compaction revision, finished or not; 0 if none.

@@ -1,46 +1,26 @@
 package store
 
 import (
-	"encoding/binary"
-	"fmt"
-
+	bolt "go.etcd.io/bbolt"
 	"go.etcd.io/etcd/server/v3/storage/backend"
+	"go.etcd.io/etcd/server/v3/storage/schema"
 
 	"github.com/heliograph/heliograph"
 )
 
-// auth is what the source has said of its access control:
-//
-//	enabled u8, 0 or 1 │ revision u64 BE
-type auth struct {
-	enabled  bool
-	revision uint64
-}
-
-const authBytes = 9
-
-func (a auth) encode() []byte {
-	b := make([]byte, 1, authBytes)
-	if a.enabled {
-		b[0] = 1
-	}
-	return binary.BigEndian.AppendUint64(b, a.revision)
-}
-
-// decodeAuth returns nil for what was never written.
-func decodeAuth(b []byte) (*auth, error) {
+// ownUsers returns the access control that the file itself has, of which a watch
+// does not tell: as of the snapshot that it came with.
+func ownUsers(tx *bolt.Tx) heliograph.AccessControl {
+	b := tx.Bucket(schema.Auth.Name())
 	if b == nil {
-		return nil, nil
+		return heliograph.AccessControl{}
 	}
-	if len(b) != authBytes || b[0] > 1 {
-		return nil, fmt.Errorf("the note on the source's access control has %d bytes that make no sense", len(b))
-	}
-	return &auth{enabled: b[0] == 1, revision: binary.BigEndian.Uint64(b[1:])}, nil
+	return heliograph.EtcdAccessControl(b.Get(schema.AuthEnabledKeyName), b.Get(schema.AuthRevisionKeyName))
 }
 
-func putAuth(tx backend.BatchTx, a *auth) {
+func putAuth(tx backend.BatchTx, a *heliograph.AccessControl) {
 	if a != nil {
-		tx.UnsafePut(own, authKey, a.encode())
+		tx.UnsafePut(own, authKey, a.Append(nil))
 	}
 }
 
@@ -48,7 +28,7 @@ func putAuth(tx backend.BatchTx, a *auth) {
 // says. [Store.Auth] tells it from now on, though the contents be replaced. It
 // waits for an fsync: who was to be refused must not be let in after a crash.
 func (s *Store) SetAuth(enabled bool, revision uint64) error {
-	now := auth{enabled, revision}
+	now := heliograph.AccessControl{Enabled: enabled, Revision: revision}
 	if have := s.auth.Load(); have != nil && *have == now {
 		return nil
 	}
@@ -60,7 +40,7 @@ func (s *Store) SetAuth(enabled bool, revision uint64) error {
 	return err
 }
 
-func (s *Store) writeAuth(a *auth) error {
+func (s *Store) writeAuth(a *heliograph.AccessControl) error {
 	s.applyMu.Lock() // contents that are being replaced have it, or get it here
 	defer s.applyMu.Unlock()
 	c := s.cur.Load()
@@ -85,5 +65,15 @@ func (s *Store) Auth() (enabled bool, revision uint64, known bool) {
 	if a == nil {
 		return false, 0, false
 	}
-	return a.enabled, a.revision, true
+	return a.Enabled, a.Revision, true
+}
+
+// UsersOutdated returns why the users and roles in the file cannot be taken for
+// those of the source, "" if they can; see [heliograph.AccessControl.Outdated].
+func (s *Store) UsersOutdated() string {
+	c := s.cur.Load()
+	if c == nil {
+		return ""
+	}
+	return c.access.Outdated(s.auth.Load())
 }

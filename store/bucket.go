@@ -15,7 +15,7 @@ import (
 //	origin       heliograph.Origin, as text
 //	forks        what heliograph.EncodeForks writes; missing if there are none
 //	compactions  what wishes.encode writes; missing if there are none
-//	auth         what auth.encode writes; missing while not known
+//	auth         heliograph.AccessControl; missing while not known
 //	tally, block/…  see digests
 type ownBucket struct{}
 
@@ -41,13 +41,13 @@ var (
 type ownState struct {
 	lineage heliograph.Lineage
 	wishes  wishes
-	auth    *auth // nil if not known
+	auth    *heliograph.AccessControl // nil if not known
 	tally   tally
 }
 
 // writeOwn puts a fresh bucket into be: whatever a snapshot brought in its place
 // was its sender's. It is durable on return.
-func writeOwn(be backend.Backend, l heliograph.Lineage, a *auth) error {
+func writeOwn(be backend.Backend, l heliograph.Lineage, a *heliograph.AccessControl) error {
 	forks, err := encodeForks(l.Forks)
 	if err != nil {
 		return err
@@ -121,7 +121,7 @@ func readOwn(tx *bolt.Tx) (ownState, error) {
 	if err != nil {
 		return ownState{}, err
 	}
-	a, err := decodeAuth(b.Get(authKey))
+	a, err := heliograph.ParseAccessControl(b.Get(authKey))
 	if err != nil {
 		return ownState{}, err
 	}

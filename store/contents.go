@@ -26,6 +26,7 @@ type contents struct {
 	// applied to it. Nil if it does. Fixed before the contents are current.
 	damaged *heliograph.DivergedError
 	epoch   *epoch
+	access  heliograph.AccessControl // of its users and roles; fixed, too
 	// users counts those who read be outside of MVCC's own locks; be is closed
 	// when they have gone. Add is called with Store.mu held and only while
 	// these contents are current.

@@ -31,6 +31,7 @@ type summary struct {
 	// below compacted nothing is left but what is current there.
 	settled bool
 	bumped  int64 // the revision to which a restore has raised it; 0 if none has
+	access  heliograph.AccessControl
 }
 
 // view opens the file read-only and shows it to f. bbolt panics on pages that
@@ -93,6 +94,7 @@ func inspect(tx *bolt.Tx) (sum summary, err error) {
 	if sum.head, sum.compacted, err = inspectHead(tx); err != nil {
 		return sum, err
 	}
+	sum.access = ownUsers(tx)
 	sum.floor = sum.compacted
 	sum.ttl = make(map[int64]int64)
 	if sum.base, err = readFloor(tx, sum.compacted); err != nil {

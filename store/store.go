@@ -38,9 +38,9 @@ type Store struct {
 
 	cur        atomic.Pointer[contents] // nil before the first snapshot
 	generation atomic.Int64
-	dirty      atomic.Int64         // bytes applied and not yet committed
-	loose      atomic.Bool          // something beside revisions is not yet committed
-	auth       atomic.Pointer[auth] // nil while not known
+	dirty      atomic.Int64                             // bytes applied and not yet committed
+	loose      atomic.Bool                              // something beside revisions is not yet committed
+	auth       atomic.Pointer[heliograph.AccessControl] // nil while not known
 
 	kick    chan struct{} // capacity 1: the keeper has something to look at
 	hashing chan struct{} // capacity 1: held for one scan
@@ -154,6 +154,7 @@ func (s *Store) load() error {
 // install makes MVCC serve c, which holds what sum says, and lets go of the
 // contents before. It cannot fail: inspect has seen every record.
 func (s *Store) install(c *contents, sum summary, pending wishes) {
+	c.access = sum.access
 	s.lessor.stage(sum.ttl)
 	kv, e := s.kv, s.epoch
 	if kv == nil {

@@ -83,7 +83,7 @@ lost, and what stands against it.`,
 	admin.add(cmd, adminChanges)
 	fl := cmd.Flags()
 	fl.BoolVar(&plan, "plan", false, "show what would happen, and change nothing")
-	fl.BoolVar(&opts.Force, "force", false, "promote although the source answers, revisions are on their way, or the node is diverged")
+	fl.BoolVar(&opts.Force, "force", false, "promote although the source answers, revisions are on their way, users and roles are outdated, or the node is diverged")
 	fl.Int64Var(&opts.BumpRevision, "bump-revision", 0, "leave out that many revisions, so that no client sees one twice; --plan says when")
 	fl.StringVar(&opts.PeerURL, "peer-url", "", "where members will reach the etcd, http(s)://host:port; empty: port 2380 of the host that clients are told")
 	fl.StringVarP(&output, "output", "o", "table", "table or json")
@@ -236,6 +236,12 @@ func printPlan(out io.Writer, p node.Plan) error {
 		leases += fmt.Sprintf(" (%d of them with %s, since theirs is not known)", p.LeasesUnknownTTL, promote.DefaultLeaseTTL)
 	}
 	row("LEASES", "%s", leases)
+	switch {
+	case p.UsersOutdated != "":
+		row("USERS", "may not be the source's: %s", p.UsersOutdated)
+	case p.AccessControl:
+		row("USERS", "and roles, as at the source")
+	}
 	row("DATABASE", "%s", humanize.IBytes(uint64(max(0, p.DatabaseBytes))))
 	row("ETCD", "%s, whatever the source's is", p.EtcdVersion)
 	row("TAKES", "about %s, estimated from %s", (time.Duration(p.EstimateMS) * time.Millisecond).Round(time.Second), p.EstimateFrom)
