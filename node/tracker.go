@@ -272,7 +272,7 @@ func (t *Tracker) stateLocked(now time.Time) (heliograph.State, string) {
 	quiet := now.Sub(t.heardAt)
 	switch {
 	case t.diverged != nil:
-		return heliograph.Diverged, t.diverged.Error()
+		return heliograph.Diverged, sentence(t.diverged)
 	case !t.connected:
 		why := "connecting to " + t.addr
 		if t.addr == "" {
@@ -305,6 +305,18 @@ func (t *Tracker) stateLocked(now time.Time) (heliograph.State, string) {
 		return heliograph.Degraded, fmt.Sprintf("lagging by %s, %d revisions behind", round(lag), behind)
 	}
 	return heliograph.Following, ""
+}
+
+// sentence is what a divergence says, without the word, which the state says.
+func sentence(err error) string {
+	d, ok := errors.AsType[*heliograph.DivergedError](err)
+	switch {
+	case !ok:
+		return err.Error()
+	case d.Rev == 0:
+		return d.Why
+	}
+	return fmt.Sprintf("at revision %d: %s", d.Rev, d.Why)
 }
 
 // misconfigured reports whether a person has to change something before the

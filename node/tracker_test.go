@@ -217,7 +217,7 @@ func TestDivergedIsFinal(t *testing.T) {
 		tr.Diverged(&heliograph.DivergedError{Rev: 7, Why: "other bytes"})
 		tr.Connected("a:7400")
 		tr.Heard(200, 10)
-		wantState(t, tr, heliograph.Diverged, "diverged at revision 7: other bytes")
+		wantState(t, tr, heliograph.Diverged, "at revision 7: other bytes")
 	})
 }
 

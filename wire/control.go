@@ -56,7 +56,7 @@ func (h Heartbeat) AppendFrame(dst []byte) []byte {
 		b = appendRev(b, "staleness_ms", h.StalenessMS)
 	}
 	if h.Why != "" {
-		b = msgp.AppendString(msgp.AppendString(b, "why"), cut(h.Why, maxWhyBytes))
+		b = msgp.AppendString(msgp.AppendString(b, "why"), shorten(h.Why, maxWhyBytes))
 	}
 	if len(h.Path) > 0 {
 		b = appendPath(b, h.Path)
@@ -178,7 +178,7 @@ func (r ReadIndexReply) AppendFrame(dst []byte) []byte {
 	b = msgp.AppendMapHeader(b, 3)
 	b = msgp.AppendUint64(msgp.AppendString(b, "id"), r.ID)
 	b = appendRev(b, "lsn", r.LSN)
-	b = msgp.AppendString(msgp.AppendString(b, "error_detail"), cut(r.ErrorDetail, MaxDetailBytes))
+	b = msgp.AppendString(msgp.AppendString(b, "error_detail"), shorten(r.ErrorDetail, MaxDetailBytes))
 	return endFrame(b, start)
 }
 
@@ -212,7 +212,7 @@ func (g Goodbye) AppendFrame(dst []byte) []byte {
 	b, start := beginFrame(dst, TypeGoodbye)
 	b = msgp.AppendMapHeader(b, 2)
 	b = msgp.AppendUint8(msgp.AppendString(b, "code"), uint8(g.Code))
-	b = msgp.AppendString(msgp.AppendString(b, "detail"), cut(g.Detail, MaxDetailBytes))
+	b = msgp.AppendString(msgp.AppendString(b, "detail"), shorten(g.Detail, MaxDetailBytes))
 	return endFrame(b, start)
 }
 

@@ -171,7 +171,7 @@ func (a HelloAck) AppendFrame(dst []byte) []byte {
 	b = msgp.AppendMapHeader(b, n)
 	b = msgp.AppendBool(msgp.AppendString(b, "accepted"), a.Accepted)
 	b = msgp.AppendUint8(msgp.AppendString(b, "error_code"), uint8(a.ErrorCode))
-	b = msgp.AppendString(msgp.AppendString(b, "error_detail"), cut(a.ErrorDetail, MaxDetailBytes))
+	b = msgp.AppendString(msgp.AppendString(b, "error_detail"), shorten(a.ErrorDetail, MaxDetailBytes))
 	b = appendText(b, "source_cluster_id", a.SourceClusterID)
 	b = msgp.AppendUint64(msgp.AppendString(b, "snapshot_lsn"), a.SnapshotLSN)
 	b = msgp.AppendUint64(msgp.AppendString(b, "snapshot_bytes_total"), a.SnapshotBytesTotal)

@@ -148,7 +148,16 @@ func (f *fields) done(what Type, required ...string) error {
 	return nil
 }
 
-// cut shortens a sentence to what a frame may hold, at a rune's beginning.
+// shorten is cut for a sentence, which shows that it goes on.
+func shorten(s string, max int) string {
+	const more = "…"
+	if len(s) <= max {
+		return s
+	}
+	return cut(s, max-len(more)) + more
+}
+
+// cut shortens s to what a frame may hold, at a rune's beginning.
 func cut(s string, max int) string {
 	if len(s) <= max {
 		return s

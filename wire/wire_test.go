@@ -368,8 +368,10 @@ func TestSentencesAreCutToFit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if detail := got.(wire.HelloAck).ErrorDetail; !strings.HasPrefix(long, detail) || len(detail) < wire.MaxDetailBytes-1 || len(detail)%2 != 0 {
-		t.Errorf("detail of %d bytes", len(detail))
+	detail := got.(wire.HelloAck).ErrorDetail
+	said, shortened := strings.CutSuffix(detail, "…")
+	if !shortened || !strings.HasPrefix(long, said) || len(detail) < wire.MaxDetailBytes-1 || len(detail) > wire.MaxDetailBytes || len(said)%2 != 0 {
+		t.Errorf("detail of %d bytes, ending with %q", len(detail), detail[len(detail)-6:])
 	}
 }
 
