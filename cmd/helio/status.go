@@ -122,14 +122,23 @@ func printStatus(out io.Writer, s heliograph.Status) error {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
 	}
-	row("DATABASE", "%s/%s (%s, %s)", s.Cluster, s.Name, s.Role, s.Mode)
+	promoted := s.Status == heliograph.Promoted
+	if promoted {
+		row("DATABASE", "%s/%s (an etcd of its own)", s.Cluster, s.Name)
+	} else {
+		row("DATABASE", "%s/%s (%s, %s)", s.Cluster, s.Name, s.Role, s.Mode)
+	}
 	row("STATUS", "%s", s.Status)
 	if s.Why != "" {
 		row("WHY", "%s", s.Why)
 	}
-	if s.Upstream != "" { // a promoted node has none
-		row("UPSTREAM", "%s", s.Upstream)
+	if promoted { // nothing of it is a mirror's any more
+		row("ORIGIN", "%s", s.Origin)
+		row("REVISION", "%d", s.AppliedRevision)
+		row("COMPACTED", "%d", s.CompactRevision)
+		return w.Flush()
 	}
+	row("UPSTREAM", "%s", s.Upstream)
 	if s.Origin != "" {
 		row("ORIGIN", "%s", s.Origin)
 	}
