@@ -21,6 +21,16 @@ var (
 	ErrClosed = errors.New("closed")
 )
 
+// UnansweredError says that the origin was asked and does not answer, or that every
+// node which could have asked it was tried and none answers. Every other error of
+// such a question leaves open whether the origin lives.
+type UnansweredError struct {
+	Err error // who was tried
+}
+
+func (e *UnansweredError) Error() string { return e.Err.Error() }
+func (e *UnansweredError) Unwrap() error { return e.Err }
+
 // GapError is returned for a batch that does not follow the applied revision.
 type GapError struct {
 	Applied int64 // the replica's revision

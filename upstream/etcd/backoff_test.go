@@ -15,7 +15,7 @@ func TestBackoffDoublesByTheRound(t *testing.T) {
 			b := backoff{base: base, cap: limit, endpoints: endpoints}
 			for i := range longest {
 				began := time.Now()
-				if err := b.wait(t.Context(), false); err != nil {
+				if err := b.wait(t.Context(), false, nil); err != nil {
 					t.Fatal(err)
 				}
 				pause := time.Since(began)
@@ -36,7 +36,7 @@ func TestBackoffIsSlowForWhatAPersonMustMend(t *testing.T) {
 		b := backoff{base: time.Second, cap: 30 * time.Second, endpoints: 1}
 		for range 100 {
 			began := time.Now()
-			if err := b.wait(t.Context(), true); err != nil {
+			if err := b.wait(t.Context(), true, nil); err != nil {
 				t.Fatal(err)
 			}
 			if pause := time.Since(began); pause < 15*time.Second || pause > 30*time.Second {
@@ -45,8 +45,28 @@ func TestBackoffIsSlowForWhatAPersonMustMend(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if err := b.wait(ctx, true); err == nil {
+		if err := b.wait(ctx, true, nil); err == nil {
 			t.Error("waited with a context that has ended")
 		}
 	})
+}
+
+// Who waits for a connection has it tried soon, and not before.
+func TestBackoffIsShortWhileSomebodyWaits(t *testing.T) {
+	for slow, want := range map[bool]time.Duration{false: retryEvery, true: retrySlowEvery} {
+		synctest.Test(t, func(t *testing.T) {
+			b := backoff{base: time.Hour, cap: time.Hour, endpoints: 1}
+			for _, after := range []time.Duration{0, want / 2, 2 * want} {
+				wanted := make(chan struct{}, 1)
+				time.AfterFunc(after, func() { wanted <- struct{}{} })
+				began := time.Now()
+				if err := b.wait(t.Context(), slow, wanted); err != nil {
+					t.Fatal(err)
+				}
+				if pause := time.Since(began); pause > max(want, after) {
+					t.Errorf("slow %v, asked after %s: pause %s", slow, after, pause)
+				}
+			}
+		})
+	}
 }

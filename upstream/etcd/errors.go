@@ -159,12 +159,28 @@ func (e *canceledError) Unwrap() error {
 // unanswered puts into words, with the way out, that nothing answers at an
 // endpoint.
 func unanswered(endpoint string, err error) error {
+	if unavailable(err) {
+		return fmt.Errorf("no answer from etcd at %s: is it running there, and does it speak TLS exactly if the endpoint is https? (%w)", endpoint, err)
+	}
+	return err
+}
+
+// unavailable reports whether err says that nobody has answered.
+func unavailable(err error) bool {
 	code := codes.OK
 	if s, ok := status.FromError(err); ok {
 		code = s.Code()
 	}
-	if code == codes.Unavailable || code == codes.DeadlineExceeded || errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("no answer from etcd at %s: is it running there, and does it speak TLS exactly if the endpoint is https? (%w)", endpoint, err)
+	return code == codes.Unavailable || code == codes.DeadlineExceeded || errors.Is(err, context.DeadlineExceeded)
+}
+
+// gone reports whether err says that there is no etcd that could take a write: none
+// at all, or one without a leader. One that does not agree about certificates is
+// there.
+func gone(err error) bool {
+	if e, ok := errors.AsType[rpctypes.EtcdError](err); ok {
+		return e.Code() == codes.Unavailable
 	}
-	return err
+	said := err.Error()
+	return unavailable(err) && !strings.Contains(said, "tls: ") && !strings.Contains(said, "x509: ")
 }

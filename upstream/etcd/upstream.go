@@ -51,7 +51,7 @@ func New(cfg Config) (*Upstream, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Upstream{cfg: cfg, metrics: m, reads: newReadIndex(cfg.Silence)}, nil
+	return &Upstream{cfg: cfg, metrics: m, reads: newReadIndex(cfg.Silence, len(cfg.Endpoints))}, nil
 }
 
 // Version returns the version of the member that was last connected to, such as
@@ -86,6 +86,7 @@ func (u *Upstream) run(ctx context.Context) error {
 		endpoint := u.cfg.Endpoints[i%len(u.cfg.Endpoints)]
 		began, applied := time.Now(), u.cfg.Replica.Applied()
 		u.cfg.Reporter.Connecting(endpoint)
+		u.reads.trying()
 		err := u.once(ctx, endpoint)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -107,7 +108,7 @@ func (u *Upstream) run(ctx context.Context) error {
 		}
 		// Where access control has just gone on, a new connection logs in.
 		_, denied := errors.AsType[*DeniedError](err)
-		if err := pause.wait(ctx, denied && pause.failures > 0); err != nil {
+		if err := pause.wait(ctx, denied && pause.failures > 0, u.reads.retry); err != nil {
 			return err
 		}
 	}
