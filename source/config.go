@@ -100,7 +100,7 @@ type Config struct {
 	Stall           time.Duration // longest without progress of a mirror that has something to do; zero means 30s
 	InstallTimeout  time.Duration // longest that a mirror may take to install a snapshot; zero means 15m
 	SnapshotWait    time.Duration // longest that a hello waits for a snapshot to be copied; zero means 3s
-	ReadIndexWait   time.Duration // longest that a read index may take; zero means 5s
+	ReadIndexWait   time.Duration // longest that a read index may take for a mirror that does not say how long it waits; zero means 5s
 	VerifyWait      time.Duration // longest that a verification may take; zero means 15m
 	ShutdownTimeout time.Duration // longest that Serve takes to stop; zero means 2s
 

@@ -112,7 +112,7 @@ func (m *mirror) handle(ctx context.Context, t wire.Type, payload []byte) error 
 		if err != nil {
 			return err
 		}
-		return m.reads.ask(r.ID)
+		return m.reads.ask(m.srv.question(r))
 	case wire.TypeVerify:
 		v, err := wire.DecodeVerify(payload)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -331,6 +332,28 @@ func TestReadIndex(t *testing.T) {
 	eventually(t, "metrics", func() bool {
 		return w.metric("read_indexes_total") == 6 && w.metric("read_index_batches_total") == 3
 	})
+}
+
+// A question is put for a little less time than the mirror waits, so that the mirror
+// hears what came of it: also that nothing has answered.
+func TestReadIndexInTime(t *testing.T) {
+	t.Parallel()
+	w := start(t, newMemory(10), func(c *source.Config) {
+		c.ReadIndex = func(ctx context.Context) (int64, error) {
+			until, ok := ctx.Deadline()
+			if left := time.Until(until); !ok || left > 54*time.Second || left < 5*time.Second {
+				return 0, fmt.Errorf("%s are left", left)
+			}
+			return 0, &heliograph.UnansweredError{Err: errOrigin}
+		}
+	})
+	p := w.connect("m1")
+	p.follow(10)
+	p.say(wire.ReadIndex{ID: 1, WaitMS: 60_000})
+	r, err := wire.DecodeReadIndexReply(p.await(wire.TypeReadIndexReply))
+	if err != nil || r.LSN != 0 || r.ErrorDetail != errOrigin.Error() || !r.Unanswered {
+		t.Errorf("reply %+v, %v", r, err)
+	}
 }
 
 func TestTooManyReads(t *testing.T) {

@@ -139,14 +139,22 @@ func DecodeAck(payload []byte) (Ack, error) {
 
 // ReadIndex asks for the newest revision of the etcd at the head of the chain.
 type ReadIndex struct {
-	ID uint64 // chosen by the mirror, quoted in the reply
+	ID     uint64 // chosen by the mirror, quoted in the reply
+	WaitMS uint64 // how long the mirror waits for the reply; 0 if it does not say
 }
 
 // AppendFrame implements [Message].
 func (r ReadIndex) AppendFrame(dst []byte) []byte {
+	n := uint32(1)
+	if r.WaitMS > 0 {
+		n++
+	}
 	b, start := beginFrame(dst, TypeReadIndex)
-	b = msgp.AppendMapHeader(b, 1)
+	b = msgp.AppendMapHeader(b, n)
 	b = msgp.AppendUint64(msgp.AppendString(b, "id"), r.ID)
+	if r.WaitMS > 0 {
+		b = msgp.AppendUint64(msgp.AppendString(b, "wait_ms"), r.WaitMS)
+	}
 	return endFrame(b, start)
 }
 
@@ -158,6 +166,8 @@ func DecodeReadIndex(payload []byte) (ReadIndex, error) {
 		switch key {
 		case "id":
 			r.ID = f.u64()
+		case "wait_ms":
+			r.WaitMS = f.u64()
 		default:
 			f.skip()
 		}
@@ -170,15 +180,23 @@ type ReadIndexReply struct {
 	ID          uint64
 	LSN         int64  // the revision; 0 if ErrorDetail is set
 	ErrorDetail string // why it could not be learned; "" if it was
+	Unanswered  bool   // because nothing has answered: see heliograph.UnansweredError
 }
 
 // AppendFrame implements [Message].
 func (r ReadIndexReply) AppendFrame(dst []byte) []byte {
+	n := uint32(3)
+	if r.Unanswered {
+		n++
+	}
 	b, start := beginFrame(dst, TypeReadIndexReply)
-	b = msgp.AppendMapHeader(b, 3)
+	b = msgp.AppendMapHeader(b, n)
 	b = msgp.AppendUint64(msgp.AppendString(b, "id"), r.ID)
 	b = appendRev(b, "lsn", r.LSN)
 	b = msgp.AppendString(msgp.AppendString(b, "error_detail"), shorten(r.ErrorDetail, MaxDetailBytes))
+	if r.Unanswered {
+		b = msgp.AppendBool(msgp.AppendString(b, "unanswered"), true)
+	}
 	return endFrame(b, start)
 }
 
@@ -194,6 +212,8 @@ func DecodeReadIndexReply(payload []byte) (ReadIndexReply, error) {
 			r.LSN = f.rev()
 		case "error_detail":
 			r.ErrorDetail = f.str(MaxDetailBytes)
+		case "unanswered":
+			r.Unanswered = f.boolean()
 		default:
 			f.skip()
 		}

@@ -57,6 +57,8 @@ func frames(t testing.TB) []namedFrame {
 		{name: "leases-none", value: wire.Leases{Reset: true}},
 		{name: "ack", value: wire.Ack{AppliedLSN: 100, DurableLSN: 99}},
 		{name: "read-index", value: wire.ReadIndex{ID: 3}},
+		{name: "read-index-wait", value: wire.ReadIndex{ID: 3, WaitMS: 18000}},
+		{name: "read-index-reply-unanswered", value: wire.ReadIndexReply{ID: 3, ErrorDetail: "no answer from etcd", Unanswered: true}},
 		{name: "read-index-reply", value: wire.ReadIndexReply{ID: 3, LSN: 1000}},
 		{name: "goodbye", value: wire.Goodbye{Code: heliograph.CodeShuttingDown, Detail: "bye"}},
 		{name: "snapshot-end", value: wire.SnapshotEnd{Rev: 42, Size: 1048576, SHA256: [32]byte{1, 2, 3}}},

@@ -143,6 +143,10 @@ func (r *readIndex) connected(c *connection) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.conn, r.err = c, nil
+	select {
+	case _ = <-r.retry: // it has been done
+	default:
+	}
 	r.wakeUp()
 }
 

@@ -73,6 +73,41 @@ func (b *backoff) upTo(d time.Duration) time.Duration {
 	return time.Duration(b.random(int64(d) + 1))
 }
 
+// Least pauses between attempts while somebody asks: an ordinary one, and one for
+// what somebody has to mend.
+const (
+	retryEvery     = time.Second
+	retrySlowEvery = 5 * time.Second
+)
+
+// pause waits for d or until ctx ends, and reports whether ctx has not. While
+// somebody asks, the pause after an error of class c is as short as it may be.
+func (l *Link) pause(ctx context.Context, c class, d time.Duration) bool {
+	least := retryEvery
+	if c == slow {
+		least = retrySlowEvery
+	}
+	began, asked := time.Now(), l.retry
+	if l.asking() {
+		d = min(d, least)
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			return true
+		case <-asked:
+			if l.asking() { // still
+				asked = nil
+				t.Reset(min(d, least) - time.Since(began))
+			}
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
 // sleep waits for d or until ctx ends, and reports whether it waited in full.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)

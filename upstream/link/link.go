@@ -18,10 +18,13 @@ type Link struct {
 	cfg     Config
 	metrics *metrics
 
+	retry chan struct{} // capacity 1: somebody asks, and there is no session
+
 	mu      sync.Mutex
 	session *session // nil while not connected
 	lost    error    // why not
 	path    []string // as last heard
+	rounds  rounds
 }
 
 // New checks cfg and returns a link that does nothing until Run.
@@ -34,7 +37,9 @@ func New(cfg Config) (*Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Link{cfg: cfg, metrics: m, lost: errors.New("no connection has been tried yet")}, nil
+	l := &Link{cfg: cfg, metrics: m, lost: errors.New("no connection has been tried yet"), retry: make(chan struct{}, 1)}
+	l.rounds.changed = make(chan struct{})
+	return l, nil
 }
 
 // Run follows the source until ctx ends, whose cause it returns, or until the
@@ -43,8 +48,10 @@ func New(cfg Config) (*Link, error) {
 // Run returns, all that it started has stopped.
 func (l *Link) Run(ctx context.Context) error {
 	retry := newBackoff(&l.cfg)
+	l.running(nil)
 	for {
 		if err := l.round(ctx, retry); err != nil {
+			l.running(err)
 			return err
 		}
 	}
@@ -58,6 +65,7 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 	owed := none    // the wait for those passed over
 	var mend error  // what somebody has to mend: stays in sight to the end
 	var shown error // the last error shown
+	l.roundBegins()
 	for _, host := range l.cfg.Address.Hosts {
 		targets, err := l.resolve(ctx, host)
 		if ctx.Err() != nil {
@@ -65,6 +73,7 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 		}
 		if err != nil {
 			shown = l.failed(host, fmt.Errorf("%s: %w", host, err))
+			l.tried(shown, !gone(err))
 			owed = sooner(owed, classify(err))
 			continue
 		}
@@ -77,6 +86,7 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 				}
 				retry.ended(out.lived, out.progressed)
 				shown = l.failed(t.String(), out.err)
+				l.tried(shown, out.met || !gone(out.err))
 				c := classify(out.err)
 				if c == fatal {
 					return l.diverged(out.err)
@@ -90,19 +100,20 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 				}
 				again = c == quick && !retry.wasQuick
 				owed = none
-				if !sleep(ctx, retry.next(c)) {
+				if !l.pause(ctx, c, retry.next(c)) {
 					return context.Cause(ctx)
 				}
 			}
 		}
 	}
+	l.roundEnds()
 	if owed == none {
 		return nil
 	}
 	if mend != nil && mend != shown { //nolint:errorlint // this very error, not one like it
 		l.show(mend)
 	}
-	if !sleep(ctx, retry.next(owed)) {
+	if !l.pause(ctx, owed, retry.next(owed)) {
 		return context.Cause(ctx)
 	}
 	return nil
@@ -141,6 +152,7 @@ func (l *Link) show(err error) {
 // outcome is how following one address ended.
 type outcome struct {
 	err        error
+	met        bool          // somebody is there
 	answered   bool          // a heliograph answered the hello
 	lived      time.Duration // as an accepted mirror
 	progressed bool          // the replica came further
@@ -164,6 +176,7 @@ func (l *Link) follow(ctx context.Context, t target) (out outcome) {
 			l.cfg.Log.Debug("close", "peer", t.String(), "err", err)
 		}
 	}()
+	out.met = true
 	s, err := l.greet(ctx, conn, t)
 	if err != nil {
 		out.err = explain(t.String(), l.cfg.Address.Cluster, err)
@@ -175,6 +188,7 @@ func (l *Link) follow(ctx context.Context, t target) (out outcome) {
 	err = s.run(ctx)
 	out = outcome{
 		err:        explain(t.String(), l.cfg.Address.Cluster, err),
+		met:        true,
 		answered:   true,
 		lived:      time.Since(began),
 		progressed: s.applied.Load() > s.startRev,
@@ -187,6 +201,7 @@ func (l *Link) follow(ctx context.Context, t target) (out outcome) {
 func (l *Link) begin(s *session) {
 	l.mu.Lock()
 	l.session = s
+	l.rounds.changeLocked()
 	l.mu.Unlock()
 	l.setPath(s.ack.Path)
 	l.metrics.connected.Set(1)
@@ -225,30 +240,6 @@ func (l *Link) Path() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.path)
-}
-
-// ReadIndex asks the source for the newest revision of the etcd at the head of
-// the chain; a replica that has applied it can answer a linearizable read that
-// began before the call. It waits for the answer, at most Config.ReadTimeout.
-// Without a connection it fails at once with [ErrDisconnected] and why.
-func (l *Link) ReadIndex(ctx context.Context) (int64, error) {
-	l.mu.Lock()
-	s, lost := l.session, l.lost
-	l.mu.Unlock()
-	if s == nil {
-		l.metrics.readIndex.WithLabelValues("failed").Inc()
-		return 0, fmt.Errorf("%w: %w", ErrDisconnected, lost)
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, l.cfg.ReadTimeout,
-		fmt.Errorf("no answer from %s within %s: %w", s.peer, l.cfg.ReadTimeout, context.DeadlineExceeded))
-	defer cancel()
-	rev, err := s.reads.ask(ctx)
-	if err != nil {
-		l.metrics.readIndex.WithLabelValues("failed").Inc()
-		return 0, err
-	}
-	l.metrics.readIndex.WithLabelValues("ok").Inc()
-	return rev, nil
 }
 
 // greet says hello and reads the answer.

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
+	"github.com/heliograph/heliograph"
 	"github.com/heliograph/heliograph/wire"
 )
 
@@ -22,7 +24,7 @@ type readAnswer struct {
 
 // reads are the read-index requests of one connection.
 //
-// Invariant: queue holds keys of waiting; len(waiting) <= maxReads.
+// Invariant: queue holds requests of waiting; len(waiting) <= maxReads.
 type reads struct {
 	slots chan struct{} // one for each request not answered yet
 	wake  func()        // tells the writer of the control stream that queue grew
@@ -30,7 +32,7 @@ type reads struct {
 	mu      sync.Mutex
 	nextID  uint64
 	waiting map[uint64]chan readAnswer
-	queue   []uint64 // not sent yet
+	queue   []wire.ReadIndex // not sent yet
 	closed  error
 }
 
@@ -56,7 +58,11 @@ func (r *reads) ask(ctx context.Context) (int64, error) {
 	id := r.nextID
 	r.nextID++
 	r.waiting[id] = answer
-	r.queue = append(r.queue, id)
+	request := wire.ReadIndex{ID: id}
+	if deadline, ok := ctx.Deadline(); ok {
+		request.WaitMS = uint64(max(1, time.Until(deadline).Milliseconds()))
+	}
+	r.queue = append(r.queue, request)
 	r.mu.Unlock()
 	r.wake()
 
@@ -66,7 +72,7 @@ func (r *reads) ask(ctx context.Context) (int64, error) {
 	case <-ctx.Done():
 		r.mu.Lock()
 		delete(r.waiting, id)
-		r.queue = slices.DeleteFunc(r.queue, func(queued uint64) bool { return queued == id })
+		r.queue = slices.DeleteFunc(r.queue, func(queued wire.ReadIndex) bool { return queued.ID == id })
 		r.mu.Unlock()
 		return 0, fmt.Errorf("read index: %w", context.Cause(ctx))
 	}
@@ -76,8 +82,8 @@ func (r *reads) ask(ctx context.Context) (int64, error) {
 func (r *reads) appendFrames(dst []byte) []byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, id := range r.queue {
-		dst = wire.ReadIndex{ID: id}.AppendFrame(dst)
+	for _, request := range r.queue {
+		dst = request.AppendFrame(dst)
 	}
 	r.queue = r.queue[:0]
 	return dst
@@ -99,6 +105,9 @@ func (r *reads) answer(reply wire.ReadIndexReply) error {
 	a := readAnswer{rev: reply.LSN}
 	if reply.ErrorDetail != "" {
 		a = readAnswer{err: fmt.Errorf("the source cannot tell its newest revision: %s", cut(reply.ErrorDetail))}
+		if reply.Unanswered {
+			a.err = &heliograph.UnansweredError{Err: a.err}
+		}
 	} else if reply.LSN < 1 {
 		a = readAnswer{err: errors.New("the source does not know its newest revision")}
 	}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/heliograph/heliograph"
@@ -18,7 +20,10 @@ func following(t *testing.T) (*world, *source, *running) {
 	t.Helper()
 	w := newWorld(t)
 	w.replica.at(100)
-	src := w.source(func(c *conn) { c.accept(helloAck(100)); c.hold() })
+	src := w.source(
+		func(c *conn) { c.accept(helloAck(100)); c.hold() },
+		func(c *conn) { c.refuse(heliograph.CodeShuttingDown, "at home") },
+	)
 	l := w.run()
 	w.bell.until(t, "it is connected", func() bool { w.reporter.mu.Lock(); defer w.reporter.mu.Unlock(); return len(w.reporter.connected) > 0 })
 	return w, src, l
@@ -91,9 +96,9 @@ func TestReadIndexFails(t *testing.T) {
 	if err := <-ignorant; !strings.Contains(err.Error(), "does not know") {
 		t.Errorf("without a revision: %v", err)
 	}
-	lost := ask(t.Context())
+	lost := ask(t.Context()) // the next connection is asked, but there is none
 	c.goodbye(heliograph.CodeShuttingDown, "going home")
-	if err := <-lost; !errors.Is(err, link.ErrDisconnected) || !strings.Contains(err.Error(), "going home") {
+	if err := <-lost; !errors.Is(err, link.ErrDisconnected) || !strings.Contains(err.Error(), "at home") {
 		t.Errorf("lost: %v", err)
 	}
 }
@@ -149,5 +154,118 @@ func TestReadIndexUnconnected(t *testing.T) {
 	_, err := l.ReadIndex(t.Context())
 	if !errors.Is(err, link.ErrDisconnected) || !strings.Contains(err.Error(), "64 mirrors are here") {
 		t.Errorf("read index: %v", err)
+	}
+}
+
+// unanswered reports whether an error says that nothing has answered.
+func unanswered(err error) bool {
+	_, ok := errors.AsType[*heliograph.UnansweredError](err)
+	return ok
+}
+
+// Whoever asks while the link waits for its next try has it made at once; a source
+// that does not answer it is told from one that refuses.
+func TestReadIndexDoesNotWaitForTheNextTry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var answers atomic.Bool
+		w, src, n := simulated(t, func(c *conn) {
+			if !answers.Load() {
+				c.refuse(heliograph.CodeNotReady, "no snapshot")
+				return
+			}
+			c.accept(helloAck(100))
+			c.hold()
+		})
+		w.cfg.BackoffBase, w.cfg.BackoffCap = 1000*time.Hour, 1000*time.Hour
+		w.cfg.ReadTimeout = time.Minute
+		l := w.run()
+		w.lost(1)
+		for _, cut := range []bool{true, false, true} {
+			time.Sleep(time.Minute)
+			n.toSource.Store(cut)
+			if _, err := l.ReadIndex(t.Context()); !errors.Is(err, link.ErrDisconnected) || unanswered(err) != cut {
+				t.Errorf("cut %v: %v", cut, err)
+			}
+		}
+		n.toSource.Store(false)
+		answers.Store(true)
+		tries := src.count()
+		reply := make(chan error, 1)
+		go func() {
+			rev, err := l.ReadIndex(t.Context())
+			if rev != 7 {
+				err = errors.Join(err, errors.New("another revision"))
+			}
+			reply <- err
+		}()
+		w.bell.until(t, "it is asked", func() bool { return src.count() > tries && len(src.conn(tries).asked()) > 0 })
+		src.conn(tries).send(wire.ReadIndexReply{ID: 0, LSN: 7})
+		if err := <-reply; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Many who ask for a long time do not hammer a source.
+func TestReadIndexRetriesOnceASecond(t *testing.T) {
+	for code, most := range map[heliograph.Code]int{heliograph.CodeOverloaded: 120, heliograph.CodeNotAuthorized: 25} {
+		synctest.Test(t, func(t *testing.T) {
+			w, src, _ := simulated(t, func(c *conn) { c.refuse(code, "") })
+			w.cfg.BackoffBase, w.cfg.BackoffCap = 1000*time.Hour, 1000*time.Hour
+			l := w.run()
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer cancel()
+			var work sync.WaitGroup
+			for range 50 {
+				work.Go(func() {
+					for ctx.Err() == nil {
+						if _, err := l.ReadIndex(ctx); err == nil || unanswered(err) {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			work.Wait()
+			if n := src.count(); n < most/4 || n > most {
+				t.Errorf("%s: %d tries in two minutes", code, n)
+			}
+		})
+	}
+}
+
+// A session that falls silent while it is asked is no answer: the source is tried
+// again, and is gone.
+func TestReadIndexOfASourceThatVanishes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, src, n := simulated(t, idle)
+		w.cfg.BackoffBase, w.cfg.BackoffCap = 1000*time.Hour, 1000*time.Hour
+		l := w.run()
+		src.last(t)
+		time.Sleep(time.Minute)
+		n.toSource.Store(true)
+		n.toMirror.Store(true)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := l.ReadIndex(ctx); !unanswered(err) || !strings.Contains(err.Error(), "no answer from 10.0.0.1:7400") {
+			t.Error(err)
+		}
+	})
+}
+
+// What a source has asked for in vain is told from what it could not ask.
+func TestReadIndexUnansweredFurtherUp(t *testing.T) {
+	w, src, l := following(t)
+	c := src.last(t)
+	for i, want := range []bool{true, false} {
+		answer := make(chan error, 1)
+		go func() {
+			_, err := l.ReadIndex(t.Context())
+			answer <- err
+		}()
+		w.bell.until(t, "it was asked", func() bool { return len(c.asked()) > i })
+		c.send(wire.ReadIndexReply{ID: c.asked()[i], ErrorDetail: "no answer from etcd", Unanswered: want})
+		if err := <-answer; err == nil || unanswered(err) != want {
+			t.Errorf("%v, want %v", err, want)
+		}
 	}
 }

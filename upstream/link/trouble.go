@@ -247,6 +247,20 @@ func distrust(cluster heliograph.ClusterID, err error) string {
 	return ""
 }
 
+// gone reports whether err, of a name that was looked up or an address that was
+// dialled, says that nobody has answered. Who refuses us is there, and what fails
+// on this machine says nothing.
+func gone(err error) bool {
+	if classify(err) != normal {
+		return false
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		return op.Op != "listen"
+	}
+	_, name := errors.AsType[*net.DNSError](err)
+	return name || timedOut(err)
+}
+
 func timedOut(err error) bool {
 	n, ok := errors.AsType[net.Error](err)
 	return ok && n.Timeout() || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded)

@@ -1,0 +1,152 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/heliograph/heliograph"
+)
+
+// rounds is what is known of the rounds over the addresses, for those who ask while
+// there is no session. Such a call waits for a session, or for the end of a round
+// that began after it: then every address has been tried.
+type rounds struct {
+	changed chan struct{} // closed at each change, and of the link's session
+	asking  int           // calls that wait
+	begun   int
+	ended   int   // the last one that went to its end; 0 if none did
+	last    error // why an address failed in the round under way: one where somebody is, if there is one
+	there   bool  // last is such a one
+	err     error // what the round that ended comes to
+	stopped bool  // Run has returned
+}
+
+func (r *rounds) changeLocked() {
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// running says that Run has begun, or, with its error, that it returns.
+func (l *Link) running(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rounds.stopped = err != nil
+	if err != nil {
+		l.lost = err
+	}
+	l.rounds.changeLocked()
+}
+
+func (l *Link) roundBegins() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rounds.begun++
+	l.rounds.last, l.rounds.there = nil, false
+}
+
+// tried says why an address is not followed, and whether somebody may be there.
+func (l *Link) tried(err error, there bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.rounds.there {
+		l.rounds.last, l.rounds.there = err, there
+	}
+}
+
+func (l *Link) roundEnds() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := &l.rounds
+	r.ended, r.err = r.begun, fmt.Errorf("%w: %w", ErrDisconnected, r.last)
+	if !r.there {
+		r.err = &heliograph.UnansweredError{Err: r.err}
+	}
+	r.changeLocked()
+}
+
+// asking reports whether somebody waits for a session.
+func (l *Link) asking() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rounds.asking > 0
+}
+
+// connected returns the session, which it has tried at once if there is none, or
+// why there is none.
+func (l *Link) connected(ctx context.Context) (*session, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := &l.rounds
+	if l.session != nil {
+		return l.session, nil
+	}
+	if r.asking == maxReads {
+		return nil, fmt.Errorf("%w: %d calls wait for it already", ErrDisconnected, maxReads)
+	}
+	r.asking++
+	defer func() { r.asking-- }()
+	select {
+	case l.retry <- struct{}{}:
+	default:
+	}
+	for after := r.begun; ; {
+		switch {
+		case l.session != nil:
+			return l.session, nil
+		case r.stopped:
+			return nil, fmt.Errorf("%w: %w", ErrDisconnected, l.lost)
+		case r.ended > after:
+			return nil, r.err
+		case ctx.Err() != nil:
+			return nil, fmt.Errorf("%w: %w (%w)", ErrDisconnected, l.lost, context.Cause(ctx))
+		}
+		changed := r.changed
+		l.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+		l.mu.Lock()
+	}
+}
+
+// ReadIndex asks the source for the newest revision of the etcd at the head of the
+// chain; a replica that has applied it can answer a linearizable read that began
+// before the call. Without a connection it has one tried at once, though not more
+// often than once a second, and waits until every address has been tried; then it
+// fails with [ErrDisconnected] and why. It waits as long as ctx allows, and for
+// Config.ReadTimeout if that has no deadline. An error that holds a
+// *heliograph.UnansweredError says that nothing has answered: not the origin, or
+// nobody on the way to it.
+func (l *Link) ReadIndex(ctx context.Context) (int64, error) {
+	rev, err := l.readIndex(ctx)
+	if err != nil {
+		l.metrics.readIndex.WithLabelValues("failed").Inc()
+		return 0, err
+	}
+	l.metrics.readIndex.WithLabelValues("ok").Inc()
+	return rev, nil
+}
+
+func (l *Link) readIndex(ctx context.Context) (int64, error) {
+	wait := l.cfg.ReadTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = time.Until(deadline)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, wait,
+		fmt.Errorf("no answer from %s within %s: %w", l.cfg.Address.Cluster, wait.Round(time.Millisecond), context.DeadlineExceeded))
+	defer cancel()
+	for {
+		s, err := l.connected(ctx)
+		if err != nil {
+			return 0, err
+		}
+		rev, err := s.reads.ask(ctx)
+		// Where the connection has ended meanwhile, the next one is asked.
+		if err == nil || !errors.Is(err, ErrDisconnected) || ctx.Err() != nil {
+			return rev, err
+		}
+	}
+}
