@@ -96,6 +96,10 @@ func (n *Node) Promote(ctx context.Context, opts PromoteOptions) (promote.Record
 	}
 	plan, f := m.plan(ctx, opts, false)
 	asked.lastKnown = f.known
+	if ctx.Err() != nil { // nor can the origin have answered
+		n.conclude(asked, promote.Record{}, fmt.Errorf("not promoted: %w", context.Cause(ctx)))
+		return asked.rec, asked.err
+	}
 	if err := allowed(plan.Refusals, opts.Force); err != nil {
 		n.conclude(asked, promote.Record{}, err)
 		return asked.rec, asked.err

@@ -148,6 +148,27 @@ func TestStoppedWhilePromoting(t *testing.T) {
 	waitAt(t, n, etcdtest.Fill(t, etcd.Client(t), 10))
 }
 
+// Who has gone while the origin was being asked has promoted nothing: that it has not
+// answered says nothing then.
+func TestNotPromotedForNobody(t *testing.T) {
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	cfg, log := promotable(t, etcd)
+	n := open(t, cfg)
+	run(t, n)
+	waitAt(t, n, etcdtest.Fill(t, etcd.Client(t), 100))
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 10 {
+		if _, err := n.Promote(gone, operator); !errors.Is(err, context.Canceled) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	waitAt(t, n, etcdtest.Fill(t, etcd.Client(t), 10))
+	if log.count("outcome=failed") != 10 {
+		t.Errorf("%d lines of audit", log.count("msg=audit"))
+	}
+}
+
 // What only a mirror can do is refused by a promoted node in words; it needs no
 // certificates any more, and no --listen.
 func TestPromotedNode(t *testing.T) {
