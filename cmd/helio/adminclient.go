@@ -11,8 +11,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -153,7 +155,7 @@ func (c *adminClient) close() { c.transport.CloseIdleConnections() }
 
 // ask sends a request, with in as JSON unless it is nil, and returns the body of the
 // answer, which it waits for as long as patience. An answer other than 200 is an
-// *[adminRefusal].
+// *[adminRefusal], no answer an *[unanswered].
 func (c *adminClient) ask(ctx context.Context, method, path string, in any, patience time.Duration) ([]byte, error) {
 	var body io.Reader
 	if in != nil {
@@ -165,6 +167,8 @@ func (c *adminClient) ask(ctx context.Context, method, path string, in any, pati
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	var connected atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
 		return nil, err
@@ -174,13 +178,13 @@ func (c *adminClient) ask(ctx context.Context, method, path string, in any, pati
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, c.explain(err, patience)
+		return nil, c.unanswered(err, connected.Load(), patience)
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes+1))
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("%s: %w", c.admin, err)
+		return nil, c.unanswered(err, true, patience)
 	case len(b) > maxAnswerBytes:
 		return nil, fmt.Errorf("%s answers more than %d bytes: is it a helio node?", c.admin, maxAnswerBytes)
 	case resp.StatusCode == http.StatusBadRequest && strings.HasPrefix(c.base, "http:") && bytes.Contains(b, []byte("HTTPS server")):
@@ -207,13 +211,35 @@ func (r *adminRefusal) Error() string {
 	return fmt.Sprintf("%s answers %d %s: %s", r.admin, r.code, http.StatusText(r.code), what)
 }
 
+// unanswered is a request that had no answer.
+type unanswered struct {
+	error      // says why, and the way out
+	heard bool // the node may have heard it, and may do what it asks for
+}
+
+func (u *unanswered) Unwrap() error { return u.error }
+
+// unanswered says what kept a request from being answered. If there was no
+// connection yet, the node has not heard it; nor if it has refused the certificate,
+// which it does after the client has taken the connection for good.
+func (c *adminClient) unanswered(err error, connected bool, patience time.Duration) *unanswered {
+	refused, ok := errors.AsType[*net.OpError](err)
+	return &unanswered{c.explain(err, connected, patience), connected && (!ok || refused.Op != "remote error")}
+}
+
 // explain says what kept a request from being answered, and the way out.
-func (c *adminClient) explain(err error, patience time.Duration) error {
+func (c *adminClient) explain(err error, connected bool, patience time.Duration) error {
 	if wrapped, ok := errors.AsType[*url.Error](err); ok {
 		err = wrapped.Err // without the URL, which says less than --admin
 	}
+	ended := errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	if errors.Is(err, context.Canceled) {
+		return fmt.Errorf("interrupted before %s answered (%w)", c.admin, err)
+	}
 	if !strings.HasPrefix(c.base, "https:") {
 		switch {
+		case ended:
+			return fmt.Errorf("%s ended the connection before it answered (%w)", c.admin, err)
 		case errors.Is(err, syscall.EACCES):
 			return fmt.Errorf("%s: only the user that runs the node may use its socket: become that user (%w)", c.admin, err)
 		case errors.Is(err, context.DeadlineExceeded):
@@ -242,7 +268,9 @@ func (c *adminClient) explain(err error, patience time.Duration) error {
 		return fmt.Errorf("%s refuses the certificate of --cert: it must hold now, and be signed by a CA that the node knows by its --ca (%w)", c.admin, err)
 	}
 	switch {
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.EOF):
+	case ended && !connected:
+		return fmt.Errorf("%s ended the connection before it showed a certificate: https is for a node's --listen-admin-tls; correct the address (%w)", c.admin, err)
+	case ended:
 		return fmt.Errorf("%s ended the connection, as a node does that refuses the certificate of --cert: "+
 			"it must hold now, and be signed by a CA that the node knows by its --ca (%w)", c.admin, err)
 	case errors.Is(err, context.DeadlineExceeded):

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -10,17 +11,20 @@ import (
 	"errors"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/heliograph/heliograph"
 	"github.com/heliograph/heliograph/certs"
+	"github.com/heliograph/heliograph/node"
 )
 
 // adminPKI is a folder of a CA, with the certificate of an operator of prod-eu.
@@ -147,6 +151,70 @@ func TestAdminClientExplains(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Who asked for a promotion and has no answer is told that it may happen all the same,
+// unless the node cannot have heard of it.
+func TestPromotionWithoutAnAnswer(t *testing.T) {
+	p := newAdminPKI(t)
+	good := p.sign(t, func(*x509.Certificate) {})
+	const mayBe = "the node may be promoted all the same"
+	ctx, interrupt := context.WithCancel(t.Context())
+	for _, test := range []struct {
+		name, admin, want string
+		heard             bool
+	}{
+		{"interrupted", p.serve(t, good, func(_ http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/v1/promote" {
+				io.Copy(io.Discard, r.Body)
+				interrupt()
+				<-r.Context().Done()
+			}
+		}), "interrupted before https://", true},
+		{"interrupted before", p.serve(t, good, func(http.ResponseWriter, *http.Request) {}), "interrupted before https://", false},
+		{"ended", p.serve(t, good, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }), "ended the connection, ", true},
+		{"no TLS", silent(t), "ended the connection before it showed a certificate: https is for a node's --listen-admin-tls", false},
+		{"nobody", "https://127.0.0.1:1", "no node answers at", false},
+		{"no socket", "unix:" + filepath.Join(t.TempDir(), "admin.sock"), "no such file", false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			client, err := (&adminFlags{admin: test.admin, files: p.alice}).client()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.close()
+			ctx := ctx
+			if !strings.HasPrefix(test.name, "interrupted") {
+				ctx = t.Context()
+			}
+			err = runPromote(ctx, client, stdio{out: io.Discard, err: io.Discard}, node.PromoteOptions{}, "table")
+			if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), mayBe) != test.heard {
+				t.Errorf("got %v, want %q, heard %v", err, test.want, test.heard)
+			}
+		})
+	}
+}
+
+// silent ends every connection without a word, and returns its --admin.
+func silent(t *testing.T) string {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	t.Cleanup(func() { lis.Close(); group.Wait() })
+	group.Go(func() {
+		for {
+			conn, err := lis.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Read(make([]byte, 4096)) // what is unread would make it a reset
+			conn.Close()
+		}
+	})
+	return "https://" + lis.Addr().String()
 }
 
 // A refusal keeps the code and the body, for commands that know what is in it.

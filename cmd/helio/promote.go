@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -180,12 +179,12 @@ func sayPromoting(ctx context.Context, client *adminClient, talk *screen) {
 
 // promotionError is the node's own sentence where it has refused.
 func promotionError(err error) error {
+	if u, ok := errors.AsType[*unanswered](err); ok && u.heard {
+		return fmt.Errorf("%w; the node may be promoted all the same, now or when it is started again, and nothing takes that back: "+
+			"helio status shows it", err)
+	}
 	refused, ok := errors.AsType[*adminRefusal](err)
 	if !ok {
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) {
-			err = fmt.Errorf("the node has ended before it answered, and whether it is promoted shows when it is started again: "+
-				"helio promote only says so then, if it is (%w)", err)
-		}
 		return err
 	}
 	var why struct {

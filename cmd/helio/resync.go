@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 
@@ -26,6 +27,9 @@ of the node that hold another history become diverged themselves.`,
 			}
 			defer client.close()
 			if _, err := client.ask(cmd.Context(), http.MethodPost, "/v1/resync", nil, 3*adminTimeout); err != nil {
+				if u, ok := errors.AsType[*unanswered](err); ok && u.heard {
+					err = fmt.Errorf("%w; the replica may be dropped all the same: helio status shows it", err)
+				}
 				return err
 			}
 			_, err = fmt.Fprintln(std.out, "The replica is dropped; 'helio status' shows how far the new one is.")
