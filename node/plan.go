@@ -193,7 +193,7 @@ func (n *Node) Plan(ctx context.Context, opts PromoteOptions) Plan {
 	m, p, asked := n.mirroring, n.promoted, n.promotion
 	n.mu.Unlock()
 	if p != nil {
-		return p.plan()
+		return p.plan(opts)
 	}
 	plan, _ := m.plan(ctx, opts, asked != nil)
 	return plan

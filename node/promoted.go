@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -146,8 +147,27 @@ func (p *promoted) leave(why error) {
 	p.etcd, p.why = nil, why
 }
 
+// refusals are what opts ask for that the promoted etcd does not have.
+func (p *promoted) refusals(opts PromoteOptions) []Refusal {
+	list := []Refusal{}
+	if bump := opts.BumpRevision; bump != 0 && bump != p.rec.Bump {
+		list = append(list, Refusal{Reason: fmt.Sprintf("it was promoted with --bump-revision %d, and not %d: revisions are left out before the first write, "+
+			"or by 'etcdutl snapshot restore --bump-revision N --mark-compacted' of a snapshot of its etcd", p.rec.Bump, bump)})
+	}
+	if peer := strings.TrimSuffix(opts.PeerURL, "/"); peer != "" && !slices.Contains(p.rec.PeerURLs, peer) {
+		list = append(list, Refusal{Reason: fmt.Sprintf("it was promoted with --peer-url %s, and not %s: "+
+			"what members are told is changed by 'etcdctl member update'", strings.Join(p.rec.PeerURLs, ","), peer)})
+	}
+	return list
+}
+
 // again answers who asks for what has happened already, when writes are accepted.
 func (p *promoted) again(ctx context.Context, opts PromoteOptions) (promote.Record, error) {
+	if list := p.refusals(opts); len(list) > 0 {
+		err := &NotPromotableError{Refusals: list, Before: true}
+		p.node.audit("promote", opts.By, "outcome", "refused", "rev", p.rec.Revision, "err", err)
+		return p.rec, err
+	}
 	err := fmt.Errorf("%s, and its etcd is not ready: helio status says why", p.sentence())
 	select {
 	case <-p.ready:
@@ -212,8 +232,8 @@ func (p *promoted) status() heliograph.Status {
 	return s
 }
 
-// plan says that there is nothing to plan.
-func (p *promoted) plan() Plan {
+// plan says that there is nothing to plan, and what opts ask for in vain.
+func (p *promoted) plan(opts PromoteOptions) Plan {
 	s := p.status()
 	rec := p.rec
 	return Plan{
@@ -221,6 +241,6 @@ func (p *promoted) plan() Plan {
 		AppliedRevision: rec.Revision, LastKnownRevision: rec.LastKnownRevision, MissingRevisions: rec.MissingRevisions,
 		LastContactMS: -1, StalenessMS: -1, VerifiedAgeMS: -1, EtcdVersion: promote.EtcdVersion(), Leases: rec.Leases, LeasesUnknownTTL: rec.LeasesDefaulted,
 		ClientURLs: p.node.advertised(), ClientCertificates: p.node.clientTLS().ClientCertAuth,
-		PeerURL: p.peerURL(), Refusals: []Refusal{},
+		PeerURL: p.peerURL(), Refusals: p.refusals(opts),
 	}
 }

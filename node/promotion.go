@@ -23,6 +23,7 @@ var errPromotionAsked = errors.New("a promotion was asked for")
 type NotPromotableError struct {
 	Refusals []Refusal // at least one
 	Forced   bool      // those that can be forced are not among them
+	Before   bool      // the node is promoted already
 }
 
 func (e *NotPromotableError) Error() string {
@@ -33,7 +34,10 @@ func (e *NotPromotableError) Error() string {
 		forcible = forcible && r.Forcible
 	}
 	s := "not promoted: " + strings.Join(reasons, "; ")
-	if forcible {
+	switch {
+	case e.Before:
+		s = "nothing was done, this node is promoted already: " + strings.Join(reasons, "; ")
+	case forcible:
 		s += "; --force promotes all the same"
 	}
 	return s
@@ -53,6 +57,15 @@ type promotion struct {
 	mu   sync.Mutex
 	what string // is being done; empty before it begins
 }
+
+// Promotion is what [Node.Promote] returns.
+type Promotion struct {
+	promote.Record
+	Before bool `json:"before"` // it was promoted already, and nothing was done
+}
+
+// outcome is what a concluded promotion has come to.
+func (p *promotion) outcome() (Promotion, error) { return Promotion{Record: p.rec}, p.err }
 
 // step says what is being done.
 func (p *promotion) step(what string) {
@@ -75,11 +88,12 @@ func (p *promotion) doing() string {
 }
 
 // Promote makes an etcd of the node, and returns its record when that accepts
-// writes. A node that is promoted already is left alone, and its record returned.
+// writes. A node that is promoted already is left alone, and its record returned,
+// unless opts ask for what that does not have.
 // It is refused with a *NotPromotableError, see [Plan]; another error says what the
 // node is now. A promotion that has begun goes on when ctx ends. Run must be
 // running.
-func (n *Node) Promote(ctx context.Context, opts PromoteOptions) (promote.Record, error) {
+func (n *Node) Promote(ctx context.Context, opts PromoteOptions) (Promotion, error) {
 	asked := &promotion{opts: opts, done: make(chan struct{})}
 	n.mu.Lock()
 	m, p, other := n.mirroring, n.promoted, n.promotion
@@ -89,20 +103,21 @@ func (n *Node) Promote(ctx context.Context, opts PromoteOptions) (promote.Record
 	n.mu.Unlock()
 	switch {
 	case p != nil:
-		return p.again(ctx, opts)
+		rec, err := p.again(ctx, opts)
+		return Promotion{rec, true}, err
 	case other != nil:
 		n.conclude(asked, promote.Record{}, &NotPromotableError{Refusals: refusals(facts{promoting: true})})
-		return asked.rec, asked.err
+		return asked.outcome()
 	}
 	plan, f := m.plan(ctx, opts, false)
 	asked.lastKnown = f.known
 	if ctx.Err() != nil { // nor can the origin have answered
 		n.conclude(asked, promote.Record{}, fmt.Errorf("not promoted: %w", context.Cause(ctx)))
-		return asked.rec, asked.err
+		return asked.outcome()
 	}
 	if err := allowed(plan.Refusals, opts.Force); err != nil {
 		n.conclude(asked, promote.Record{}, err)
-		return asked.rec, asked.err
+		return asked.outcome()
 	}
 	asked.opts.PeerURL, asked.peerListen = plan.PeerURL, plan.PeerListen
 	select {
@@ -114,9 +129,9 @@ func (n *Node) Promote(ctx context.Context, opts PromoteOptions) (promote.Record
 	}
 	select {
 	case <-asked.done:
-		return asked.rec, asked.err
+		return asked.outcome()
 	case <-ctx.Done():
-		return promote.Record{}, fmt.Errorf("the promotion goes on, helio status shows how far it is: %w", context.Cause(ctx))
+		return Promotion{}, fmt.Errorf("the promotion goes on, helio status shows how far it is: %w", context.Cause(ctx))
 	}
 }
 

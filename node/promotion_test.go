@@ -184,8 +184,8 @@ func TestPromotedNode(t *testing.T) {
 	etcd.Member(0).Kill()
 	waitFor(t, "noticed", func() bool { return !n.Plan(t.Context(), operator).OriginAnswers })
 	rec, err := n.Promote(t.Context(), operator)
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || rec.Before {
+		t.Fatal(rec, err)
 	}
 	check := func() {
 		t.Helper()
@@ -201,8 +201,20 @@ func TestPromotedNode(t *testing.T) {
 		if p := n.Plan(t.Context(), operator); p.Promoted == nil || p.Promoted.Token != rec.Token {
 			t.Errorf("plan: %+v", p)
 		}
-		if again, err := n.Promote(t.Context(), operator); err != nil || again.Token != rec.Token {
+		if again, err := n.Promote(t.Context(), operator); err != nil || again.Token != rec.Token || !again.Before {
 			t.Errorf("promoted again: %+v, %v", again, err)
+		}
+		bumped, elsewhere := operator, operator
+		bumped.BumpRevision, elsewhere.PeerURL = 7, nobody
+		if _, err := n.Promote(t.Context(), bumped); !refusedBecause(err, "--bump-revision 0, and not 7", false) {
+			t.Errorf("promoted again with a bump: %v", err)
+		}
+		if _, err := n.Promote(t.Context(), elsewhere); !refusedBecause(err, "and not "+nobody, false) {
+			t.Errorf("promoted again with another peer URL: %v", err)
+		}
+		elsewhere.PeerURL = rec.PeerURLs[0] + "/"
+		if again, err := n.Promote(t.Context(), elsewhere); err != nil || !again.Before {
+			t.Errorf("promoted again with its own peer URL: %+v, %v", again, err)
 		}
 		s := n.Status()[0]
 		if s.Status != heliograph.Promoted || !strings.Contains(s.Why, rec.Origin) || !strings.Contains(s.Why, "by test") || s.HeadRevision != rev {

@@ -119,7 +119,7 @@ func showPlan(ctx context.Context, client *adminClient, std stdio, opts node.Pro
 	case output == "json":
 		_, err = std.out.Write(raw)
 	case plan.Promoted != nil:
-		err = printPromoted(std.out, *plan.Promoted, plan)
+		err = printPromoted(std.out, *plan.Promoted, plan, "This node is promoted already: there is nothing to plan.")
 	default:
 		err = printPlan(std.out, plan)
 	}
@@ -138,7 +138,7 @@ func runPromote(ctx context.Context, client *adminClient, std stdio, opts node.P
 	if err != nil {
 		return promotionError(err)
 	}
-	var rec promote.Record
+	var rec node.Promotion
 	if err := json.Unmarshal(raw, &rec); err != nil || rec.State != promote.Promoted {
 		return fmt.Errorf("%s answers what is no promotion (%v): is it a helio node?", client.admin, err)
 	}
@@ -150,7 +150,11 @@ func runPromote(ctx context.Context, client *adminClient, std stdio, opts node.P
 	if err != nil {
 		return fmt.Errorf("promoted at revision %d, but then: %w", rec.Revision, err)
 	}
-	return printPromoted(std.out, rec, plan)
+	headline := ""
+	if rec.Before {
+		headline = "This node is promoted already: nothing was done."
+	}
+	return printPromoted(std.out, rec.Record, plan, headline)
 }
 
 // sayPromoting says each step once, until ctx ends.
@@ -302,7 +306,10 @@ func peersListen(p node.Plan) string {
 }
 
 // printPromoted says what a promotion has made, and what to do next.
-func printPromoted(out io.Writer, rec promote.Record, p node.Plan) error {
+func printPromoted(out io.Writer, rec promote.Record, p node.Plan, headline string) error {
+	if headline != "" {
+		fmt.Fprintf(out, "%s\n\n", headline)
+	}
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
@@ -310,6 +317,9 @@ func printPromoted(out io.Writer, rec promote.Record, p node.Plan) error {
 	row("PROMOTED", "%s/%s, by %s at %s", rec.Cluster, rec.Database, rec.By, rec.At.Format(time.RFC3339))
 	row("FORKED FROM", "%s at revision %d", rec.Origin, rec.Revision)
 	row("FIRST WRITE", "revision %d", rec.First())
+	if rec.Bump > 0 {
+		row("LEFT OUT", "%d revisions before it (--bump-revision)", rec.Bump)
+	}
 	row("ETCD CLUSTER", "%s, member %s, etcd %s", rec.EtcdID, rec.Name, p.EtcdVersion)
 	switch {
 	case rec.MissingRevisions < 0:
@@ -320,6 +330,9 @@ func printPromoted(out io.Writer, rec promote.Record, p node.Plan) error {
 		row("LOST", "%d revisions, up to %d, that were known; and what the source has written since", rec.MissingRevisions, rec.LastKnownRevision)
 	}
 	row("LEASES", "%d, with their full TTL again", rec.Leases)
+	for _, r := range p.Refusals {
+		row("REFUSED", "%s", r.Reason)
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
