@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -107,6 +108,7 @@ func (v *victim) round() bool {
 	v.t.Helper()
 	rev := v.write()
 	v.mirror.WaitApplied(rev)
+	audits := v.audits()
 	// Most of a promotion is etcd's start: half of the kills are aimed at the time
 	// around the commit point, wherever that is on a machine of this speed.
 	near := v.rng.IntN(2) == 0
@@ -132,6 +134,10 @@ func (v *victim) round() bool {
 		v.edge = v.edge*5/4 + time.Millisecond
 	}
 	if s.Status == heliograph.Promoted {
+		// Two, if the kill came between the line and the note of it.
+		if lines := v.audits() - audits; lines != 1 && lines != 2 {
+			v.t.Errorf("promoted, with %d lines of audit", lines)
+		}
 		v.requirePromoted(s)
 		v.again()
 		return true
@@ -141,6 +147,11 @@ func (v *victim) round() bool {
 		v.t.Errorf("helio promote ended with 0, and the node mirrors: %+v", s)
 	}
 	return false
+}
+
+// audits returns how many promotions the log has the outcome of.
+func (v *victim) audits() int {
+	return strings.Count(v.mirror.Log(), "msg=audit action=promote ")
 }
 
 // requirePromoted fails unless the promoted etcd is what the source was at the

@@ -98,8 +98,9 @@ func Open(cfg Config) (_ *Node, err error) {
 	return n, nil
 }
 
-// recoverPromotion finishes or takes back what a crash has cut short. That is an
-// outcome of the promotion that was asked for then.
+// recoverPromotion finishes or takes back what a crash has cut short. It audits the
+// outcome of a promotion whose line was not written before the crash; one between
+// the line and the note gives a second one.
 func (n *Node) recoverPromotion() (promoted bool, rec promote.Record, err error) {
 	begun, found, err := promote.Read(n.cfg.DataDir)
 	if err != nil {
@@ -109,13 +110,22 @@ func (n *Node) recoverPromotion() (promoted bool, rec promote.Record, err error)
 		return false, rec, err
 	}
 	switch {
-	case !found || begun.State == promote.Promoted:
+	case !found || begun.Audited:
+		return promoted, rec, nil
 	case promoted:
 		n.audit("promote", begun.By, "outcome", "promoted: finished after a restart", "rev", rec.Revision)
 	default:
 		n.audit("promote", begun.By, "outcome", "taken back after a restart: this node mirrors", "rev", begun.Revision)
 	}
+	n.noteAudit()
 	return promoted, rec, nil
+}
+
+// noteAudit keeps the next start from writing the line of audit once more.
+func (n *Node) noteAudit() {
+	if err := promote.NoteAudit(n.cfg.DataDir); err != nil {
+		n.cfg.Log.Error("the next start writes the line of audit once more: that it is written cannot be noted", "err", err)
+	}
 }
 
 // Run serves and follows until ctx ends, and returns nil, or until a part fails

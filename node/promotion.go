@@ -150,29 +150,36 @@ func allowed(list []Refusal, force bool) error {
 }
 
 // conclude tells who asked for the outcome, and leaves the one line of audit. Only
-// the first outcome counts.
+// the first outcome counts. What was promoted is that, whatever err says of its etcd.
 func (n *Node) conclude(p *promotion, rec promote.Record, err error) {
 	if p == nil {
 		return
 	}
 	p.once.Do(func() {
-		n.mu.Lock()
-		if n.promotion == p {
-			n.promotion = nil
-		}
-		n.mu.Unlock()
 		p.rec, p.err = rec, err
 		args := []any{"forced", p.opts.Force, "bump", p.opts.BumpRevision, "last_known", p.lastKnown}
 		_, refused := errors.AsType[*NotPromotableError](err)
 		switch {
 		case refused:
 			args = append(args, "outcome", "refused", "err", err)
-		case err != nil:
+		case rec.State != promote.Promoted:
 			args = append(args, "outcome", "failed", "err", err)
 		default:
 			args = append(args, "outcome", "promoted", "rev", rec.Revision, "origin", rec.Origin, "etcd_id", rec.EtcdID.String())
+			if err != nil {
+				args = append(args, "err", err)
+			}
 		}
 		n.audit("promote", p.opts.By, args...)
+		n.mu.Lock()
+		mine := n.promotion == p
+		n.mu.Unlock()
+		if mine { // there is no other one that could be under way
+			n.noteAudit()
+			n.mu.Lock()
+			n.promotion = nil
+			n.mu.Unlock()
+		}
 		close(p.done)
 	})
 }
@@ -208,7 +215,7 @@ func (n *Node) change(ctx context.Context, m *mirroring, asked *promotion) error
 		switch {
 		case rerr != nil:
 			rerr = fmt.Errorf("the promotion failed, and whether it took effect is not known: start the node again, which finds out: %w", errors.Join(err, rerr))
-			n.conclude(asked, rec, rerr)
+			n.conclude(asked, promote.Record{}, rerr)
 			return rerr
 		case !done && ctx.Err() != nil: // told to stop
 			n.conclude(asked, rec, fmt.Errorf("not promoted, since the node is stopping: it is a mirror as before: %w", err))

@@ -358,7 +358,7 @@ func TestPromotedEtcdDoesNotStart(t *testing.T) {
 	if err := n.Close(); err != nil {
 		t.Error(err)
 	}
-	if log.count("msg=audit") != 1 || log.count("outcome=failed") != 1 {
+	if log.count("msg=audit") != 1 || log.count("outcome=promoted") != 1 || log.count("its etcd does not run: ") == 0 {
 		t.Errorf("%d lines of audit", log.count("msg=audit"))
 	}
 	if _, err := node.Open(cfg); err == nil || !strings.Contains(err.Error(), "--peer-url") || !strings.Contains(err.Error(), "in use") {
@@ -382,20 +382,76 @@ func TestPromotionTakenBack(t *testing.T) {
 	stop := run(t, n)
 	waitAt(t, n, rev)
 	stop()
-	begun, err := json.Marshal(promote.Record{
-		State: promote.Begun, By: "alice",
-		Fork: heliograph.Fork{Revision: rev, Cluster: cfg.Cluster, Database: heliograph.DefaultDatabase, Token: "t"},
-	})
-	if err != nil {
-		t.Fatal(err)
+	// Killed before the commit, and after it was taken back but before that was audited.
+	for i, state := range []promote.State{promote.Begun, promote.TakenBack} {
+		left, err := json.Marshal(promote.Record{
+			State: state, By: "alice",
+			Fork: heliograph.Fork{Revision: rev, Cluster: cfg.Cluster, Database: heliograph.DefaultDatabase, Token: "t"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(cfg.DataDir, promote.RecordFile), left, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // the second start has nothing to say
+			n = open(t, cfg)
+			stop := run(t, n)
+			waitAt(t, n, etcdtest.Fill(t, etcd.Client(t), 50))
+			stop()
+			if want := i + 1; log.count("msg=audit") != want || log.count(`by=alice`) != want || log.count("taken back after a restart") != want {
+				t.Errorf("%s: %d lines of audit", state, log.count("msg=audit"))
+			}
+		}
 	}
-	if err := os.WriteFile(filepath.Join(cfg.DataDir, promote.RecordFile), begun, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	n = open(t, cfg)
-	run(t, n)
-	waitAt(t, n, etcdtest.Fill(t, etcd.Client(t), 50))
-	if log.count("msg=audit") != 1 || log.count(`by=alice`) != 1 || log.count("taken back after a restart") != 1 {
-		t.Errorf("%d lines of audit", log.count("msg=audit"))
+}
+
+// A promotion that was committed has one line of audit, also if the node is told to
+// stop, or is killed, before its etcd serves.
+func TestPromotedAndAuditedOnce(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("killed=%v", killed), func(t *testing.T) {
+			etcd := etcdtest.Start(t, etcdtest.Options{})
+			rev := etcdtest.Fill(t, etcd.Client(t), 100)
+			cfg, log := promotable(t, etcd)
+			n := open(t, cfg)
+			ctx, cancel := context.WithCancel(t.Context())
+			node.OnPromote(t, func(ctx context.Context, pc promote.Config) (promote.Record, error) {
+				defer cancel()
+				return promote.Promote(ctx, pc)
+			})
+			ended := make(chan error, 1)
+			go func() { ended <- n.Run(ctx) }() // waited for below
+			waitAt(t, n, rev)
+			if killed {
+				cancel()
+				<-ended
+				n.Close()
+				if _, err := promote.Promote(t.Context(), promote.Config{Dir: cfg.DataDir, Cluster: cfg.Cluster, PeerURLs: []string{cfg.PeerURL}, By: "test"}); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				force := operator
+				force.Force = true
+				if _, err := n.Promote(t.Context(), force); err == nil || !strings.Contains(err.Error(), "was stopped before its etcd ran") {
+					t.Errorf("who asked was told %v", err)
+				}
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+				n.Close()
+				if log.count("msg=audit") != 1 || log.count("was stopped before its etcd ran") != 1 {
+					t.Errorf("%d lines of audit", log.count("msg=audit"))
+				}
+			}
+			for range 2 {
+				if err := open(t, cfg).Close(); err != nil {
+					t.Error(err)
+				}
+			}
+			if log.count("msg=audit") != 1 || log.count("outcome=promoted")+log.count(`outcome="promoted: finished after a restart"`) != 1 || log.count("by=test") == 0 {
+				t.Errorf("%d lines of audit", log.count("msg=audit"))
+			}
+		})
 	}
 }

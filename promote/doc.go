@@ -16,6 +16,9 @@
 //	5  <database>.etcd.partial becomes <database>.etcd
 //	6  promotion.json: promoted                    promoted
 //
+// What was taken back leaves promotion.json: taken back. [NoteAudit] removes it, as
+// it notes in the record of a promotion that the audit has it.
+//
 // All that changes in the replica's file changes in the one bbolt transaction of
 // step 3: membership, raft position, leases, alarms, bumped revision, and the
 // record of the fork with the token of this promotion. Before it, the file is the

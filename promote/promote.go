@@ -98,7 +98,7 @@ func run(ctx context.Context, cfg Config, f files) (Record, error) {
 		return Record{}, err
 	}
 	if err := prepare(ctx, lg, f, rec, m); err != nil {
-		return Record{}, errors.Join(err, rollBack(f))
+		return Record{}, errors.Join(err, rollBack(f, rec))
 	}
 	if err := (rewrite{survey: s, fork: fork, member: m}).run(f.db); err != nil {
 		return Record{}, fmt.Errorf("commit: %w; whether it took effect shows at the next start", err)
@@ -163,19 +163,22 @@ func prepare(ctx context.Context, lg *zap.Logger, f files, rec Record, m *member
 	return ctx.Err()
 }
 
-// rollBack removes what prepare made. The record goes last: as long as it is
-// there, somebody will look again.
-func rollBack(f files) error {
+// rollBack removes what prepare made. The record changes last: as long as it says
+// begun, somebody will look again.
+func rollBack(f files, rec Record) error {
 	if err := os.RemoveAll(f.building); err != nil {
 		return err
 	}
 	if err := syncPath(f.dir); err != nil {
 		return err
 	}
-	if err := os.Remove(recordPath(f.dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if begun, err := exists(recordPath(f.dir)); err != nil || !begun {
 		return err
 	}
-	return syncPath(f.dir)
+	if rec.State = TakenBack; rec.write(f.dir) == nil {
+		return nil
+	}
+	return removeRecord(f.dir) // on a full disk that works
 }
 
 // finish goes on from wherever the steps after the commit have stopped.

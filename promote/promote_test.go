@@ -74,6 +74,13 @@ func TestPromoted(t *testing.T) {
 	s.stop()
 
 	// Once more changes nothing, and neither does a start of the node.
+	if err := promote.NoteAudit(dir); err != nil {
+		t.Fatal(err)
+	}
+	if noted, _, err := promote.Read(dir); rec.Audited || !noted.Audited || noted.Token != rec.Token || err != nil {
+		t.Errorf("noted in the record: %+v, %v", noted, err)
+	}
+	rec.Audited = true
 	again, err := promote.Promote(t.Context(), promote.Config{Dir: dir, Cluster: "other", BumpRevision: 7})
 	if err != nil || !reflect.DeepEqual(again, rec) {
 		t.Errorf("second promotion: %+v, %v; want %+v", again, err, rec)
@@ -331,6 +338,15 @@ func TestCancelled(t *testing.T) {
 	defer promote.OnStep(func(string) {})
 	if _, err := promote.Promote(ctx, config(dir)); !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v", err)
+	}
+	if rec, ok, err := promote.Read(dir); !ok || err != nil || rec.State != promote.TakenBack || rec.By != "test" {
+		t.Errorf("the record for the audit: %+v, %v, %v", rec, ok, err)
+	}
+	if promoted, _, err := promote.Recover(dir, nil); promoted || err != nil {
+		t.Errorf("recovered: %v, %v", promoted, err)
+	}
+	if err := promote.NoteAudit(dir); err != nil {
+		t.Fatal(err)
 	}
 	if _, ok, err := promote.Read(dir); ok || err != nil {
 		t.Errorf("a record is left: %v, %v", ok, err)

@@ -20,15 +20,16 @@ const maxRecordBytes = 1 << 20
 
 // State is how far a promotion has come.
 //
-//	(no record) ─► Begun ─► Promoted
-//	     ▲           │
-//	     └─ Recover ─┘
+//	(no record) ─► Begun ──────► Promoted
+//	     ▲           ▼
+//	 NoteAudit ◄─ TakenBack
 type State string
 
 // The states.
 const (
-	Begun    State = "begun"    // the replica's file decides what Recover makes of it
-	Promoted State = "promoted" // final
+	Begun     State = "begun"      // the replica's file decides what Recover makes of it
+	Promoted  State = "promoted"   // final
+	TakenBack State = "taken back" // the node is a mirror as before
 )
 
 // Record is what a data directory says of its promotion.
@@ -46,6 +47,7 @@ type Record struct {
 
 	By       string    `json:"by"` // who asked
 	Finished time.Time `json:"finished,omitzero"`
+	Audited  bool      `json:"audited,omitempty"` // see NoteAudit
 }
 
 // Read returns the record in a node's data directory; false if no promotion has
@@ -70,10 +72,36 @@ func Read(dir string) (Record, bool, error) {
 	if err := json.Unmarshal(b, &r); err != nil {
 		return Record{}, false, fmt.Errorf("promotion record %s is damaged: %w: restore it from a backup", path, err)
 	}
-	if _, err := heliograph.ParseDatabaseID(string(r.Database)); err != nil || r.State != Begun && r.State != Promoted || r.Token == "" {
+	known := r.State == Begun || r.State == Promoted || r.State == TakenBack
+	if _, err := heliograph.ParseDatabaseID(string(r.Database)); err != nil || !known || r.Token == "" {
 		return Record{}, false, fmt.Errorf("promotion record %s is damaged: state %.20q, database %.80q: restore it from a backup", path, r.State, r.Database)
 	}
 	return r, true, nil
+}
+
+// NoteAudit notes durably that the audit has the outcome of the promotion in a
+// node's data directory. As long as it is not noted, [Read] tells of a promotion, or
+// of one that was taken back, that is not audited. It must not overlap with
+// [Promote] and [Recover]; without an outcome it does nothing.
+func NoteAudit(dir string) error {
+	rec, found, err := Read(dir)
+	switch {
+	case err != nil || !found:
+		return err
+	case rec.State == Promoted && !rec.Audited:
+		rec.Audited = true
+		return rec.write(dir)
+	case rec.State == TakenBack:
+		return removeRecord(dir)
+	}
+	return nil
+}
+
+func removeRecord(dir string) error {
+	if err := os.Remove(recordPath(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("promotion record: %w", err)
+	}
+	return syncPath(dir)
 }
 
 // write makes the record durable, whole or not at all.

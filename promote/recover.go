@@ -40,6 +40,9 @@ func recoverPromotion(dir string, log *slog.Logger) (bool, Record, error) {
 		}
 		return true, rec, nil
 	}
+	if rec.State == TakenBack {
+		return false, Record{}, checkNoEtcd(dir)
+	}
 	lock, err := f.lockReplica()
 	if err != nil {
 		return false, rec, fmt.Errorf("recover the promotion: %w", err)
@@ -48,7 +51,7 @@ func recoverPromotion(dir string, log *slog.Logger) (bool, Record, error) {
 	if yes, err := f.committed(rec.Token); err != nil {
 		return false, rec, fmt.Errorf("recover the promotion: %w", err)
 	} else if !yes {
-		if err := rollBack(f); err != nil {
+		if err := rollBack(f, rec); err != nil {
 			return false, rec, fmt.Errorf("take back the promotion: %w", err)
 		}
 		log.Warn("an unfinished promotion was taken back: this node is a mirror", "database", rec.Database, "rev", rec.Revision)
