@@ -66,7 +66,7 @@ func (n *Node) adminRoutes(lis net.Listener) http.Handler {
 		rev := n.Status()[0].AppliedRevision
 		if err := n.Resync(ctx); err != nil {
 			n.audit("resync", by, "rev", rev, "outcome", "failed", "err", err)
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+			http.Error(w, err.Error(), errorCode(err))
 			return
 		}
 		n.audit("resync", by, "rev", rev, "outcome", "the replica is dropped")

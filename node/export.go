@@ -26,7 +26,7 @@ type ExportOptions struct {
 }
 
 // errExportPromoted says how it is done where there is an etcd already.
-var errExportPromoted = errors.New("this node is promoted: take a snapshot of its etcd, with etcdctl snapshot save")
+var errExportPromoted = &conflictError{errors.New("this node is promoted: take a snapshot of its etcd, with etcdctl snapshot save")}
 
 // Export writes what a promotion would make of the replica, for an etcd that is run
 // by other means, and returns where it leaves the history that is mirrored. The node
@@ -80,12 +80,23 @@ func ExportDir(ctx context.Context, dir string, opts ExportOptions, log *slog.Lo
 
 func export(ctx context.Context, st *store.Store, id identity, opts ExportOptions, log *slog.Logger) (heliograph.Fork, error) {
 	if !filepath.IsAbs(opts.Out) {
-		return heliograph.Fork{}, fmt.Errorf("export to %q: want an absolute path on the node's machine", opts.Out)
+		return heliograph.Fork{}, &promote.MisuseError{Err: fmt.Errorf("export to %q: want an absolute path on the node's machine", opts.Out)}
 	}
 	if err := st.Damaged(); err != nil {
-		return heliograph.Fork{}, fmt.Errorf("export: %w", err)
+		return heliograph.Fork{}, &conflictError{fmt.Errorf("export: %w: export another mirror", err)}
+	}
+	if err := promote.CheckBump(st.Applied(), opts.BumpRevision); err != nil {
+		return heliograph.Fork{}, &promote.MisuseError{Err: fmt.Errorf("export: %w", err)}
+	}
+	if opts.PeerURL != "" {
+		if _, err := parseURL(opts.PeerURL); err != nil {
+			return heliograph.Fork{}, &promote.MisuseError{Err: fmt.Errorf("export: --peer-url %w", err)}
+		}
 	}
 	snap, err := st.Snapshot(ctx)
+	if errors.Is(err, heliograph.ErrNotReady) {
+		return heliograph.Fork{}, &conflictError{fmt.Errorf("export: %w: wait until helio status says following", err)}
+	}
 	if err != nil {
 		return heliograph.Fork{}, fmt.Errorf("export: %w", err)
 	}

@@ -220,7 +220,7 @@ func (n *Node) phase() (*mirroring, *promoted) {
 }
 
 // errPromoted is what a promoted node answers to what only a mirror can do.
-var errPromoted = errors.New("this node is promoted: it is an etcd of its own, and has no source any more")
+var errPromoted = &conflictError{errors.New("this node is promoted: it is an etcd of its own, and has no source any more; a new mirror takes a data directory of its own")}
 
 // Status returns the status of each database; today that is one.
 func (n *Node) Status() []heliograph.Status {

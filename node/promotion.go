@@ -123,7 +123,7 @@ func (n *Node) Promote(ctx context.Context, opts PromoteOptions) (Promotion, err
 	select {
 	case m.asks <- asked:
 	case <-m.ended:
-		n.conclude(asked, promote.Record{}, errors.New("not promoted: the node is stopping"))
+		n.conclude(asked, promote.Record{}, &conflictError{errors.New("not promoted: the node is stopping")})
 	case <-ctx.Done():
 		n.conclude(asked, promote.Record{}, fmt.Errorf("not promoted: %w", context.Cause(ctx)))
 	}
@@ -218,7 +218,7 @@ func (n *Node) change(ctx context.Context, m *mirroring, asked *promotion) error
 			n.conclude(asked, promote.Record{}, rerr)
 			return rerr
 		case !done && ctx.Err() != nil: // told to stop
-			n.conclude(asked, rec, fmt.Errorf("not promoted, since the node is stopping: it is a mirror as before: %w", err))
+			n.conclude(asked, rec, &conflictError{fmt.Errorf("not promoted, since the node is stopping: it is a mirror as before: %w", err)})
 			return context.Cause(ctx) // there is no phase to go on with
 		case !done:
 			return n.mirrorAgain(asked, err)

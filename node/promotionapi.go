@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+
+	"github.com/heliograph/heliograph/promote"
 )
 
 // maxPromoteBytes bounds the options that come with a request.
@@ -19,6 +21,9 @@ const maxPromoteBytes = 4 << 10
 //	POST /v1/promote  {"force", "bump_revision", "peer_url"}  operator; a promote.Record when
 //	     writes are accepted; 409 with {"error", "refusals"} if it is refused
 //	POST /v1/export   [ExportOptions]                 operator; the heliograph.Fork that was written
+//
+// What is wrong with a request is answered with 400, what the node cannot do as it is
+// with 409, and a sentence.
 //
 // Each may take minutes.
 func (n *Node) promotionRoutes(mux *http.ServeMux, lis net.Listener) {
@@ -49,7 +54,7 @@ func (n *Node) promotionRoutes(mux *http.ServeMux, lis net.Listener) {
 				Refusals []Refusal `json:"refusals"`
 			}{err.Error(), refused.Refusals})
 		case err != nil:
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+			http.Error(w, err.Error(), errorCode(err))
 		default:
 			answer(w, rec)
 		}
@@ -61,11 +66,28 @@ func (n *Node) promotionRoutes(mux *http.ServeMux, lis net.Listener) {
 		}
 		fork, err := n.Export(r.Context(), opts)
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+			http.Error(w, err.Error(), errorCode(err))
 			return
 		}
 		answer(w, fork)
 	})
+}
+
+// conflictError is an error of what was asked for, given what the node is now: nothing
+// was changed.
+type conflictError struct{ error }
+
+func (e *conflictError) Unwrap() error { return e.error }
+
+// errorCode returns the status that err is answered with.
+func errorCode(err error) int {
+	if _, misused := errors.AsType[*promote.MisuseError](err); misused {
+		return http.StatusBadRequest
+	}
+	if _, conflict := errors.AsType[*conflictError](err); conflict {
+		return http.StatusConflict
+	}
+	return http.StatusInternalServerError
 }
 
 // take reads an operator's request into options, or answers why not. The answer may

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -51,35 +52,58 @@ type ExportConfig struct {
 // Export writes what promotion would make of the replica that snap is a copy of,
 // for an etcd that is run by other means. The replica goes on as it is. Out
 // appears whole and durable, or not at all; what is being written is beside it,
-// with ".partial" at the end of its name. Nothing is left behind after an error.
+// with ".partial" at the end of its name. Nothing is left behind after an error. What
+// is wrong with cfg is a *[MisuseError].
 func Export(ctx context.Context, snap heliograph.Snapshot, cfg ExportConfig) (heliograph.Fork, error) {
 	if cfg.Out == "" {
-		return heliograph.Fork{}, errors.New("export: ExportConfig.Out is empty")
+		return heliograph.Fork{}, misuse("export: ExportConfig.Out is empty")
 	}
 	if cfg.Kind == "" {
 		cfg.Kind = Snapshot
 	}
 	if cfg.Kind != Snapshot && cfg.Kind != DataDir {
-		return heliograph.Fork{}, fmt.Errorf("export: ExportConfig.Kind %.20q: want %q or %q", cfg.Kind, Snapshot, DataDir)
+		return heliograph.Fork{}, misuse("export: ExportConfig.Kind %.20q: want %q or %q", cfg.Kind, Snapshot, DataDir)
 	}
 	promotion, err := Config{
 		Dir: filepath.Dir(cfg.Out), Database: cfg.Database, Cluster: cfg.Cluster, Name: cfg.Name, PeerURLs: cfg.PeerURLs,
 		Token: cfg.Token, BumpRevision: cfg.BumpRevision, LeaseTTL: cfg.LeaseTTL, OutdatedUsers: cfg.OutdatedUsers, Log: cfg.Log,
 	}.resolve()
 	if err != nil {
-		return heliograph.Fork{}, fmt.Errorf("export: %w", err)
+		return heliograph.Fork{}, misuse("export: %w", err)
 	}
-	for _, path := range []string{cfg.Out, cfg.Out + ".partial"} {
-		if there, err := exists(path); err != nil || there {
-			return heliograph.Fork{}, errors.Join(fmt.Errorf("export: %s exists already: remove it, or choose another name", path), err)
-		}
+	if err := checkOut(cfg.Out); err != nil {
+		return heliograph.Fork{}, err
 	}
 	e := export{cfg: promotion, kind: cfg.Kind, out: cfg.Out, partial: cfg.Out + ".partial", snap: snap}
 	fork, err := e.run(ctx)
+	if errors.Is(err, fs.ErrPermission) {
+		err = misuse("%w: %s", err, mayWrite())
+	}
 	if err != nil {
 		return heliograph.Fork{}, errors.Join(fmt.Errorf("export to %s: %w", cfg.Out, err), os.RemoveAll(e.partial))
 	}
 	return fork, nil
+}
+
+// checkOut refuses a name that is taken, or that nothing can be written at.
+func checkOut(out string) error {
+	for _, path := range []string{out, out + ".partial"} {
+		switch there, err := exists(path); {
+		case err != nil:
+			return misuse("export to %s: %w: %s", out, err, mayWrite())
+		case there:
+			return misuse("export: %s exists already: remove it, or choose another name", path)
+		}
+	}
+	dir := filepath.Dir(out)
+	if there, err := exists(dir); err == nil && !there {
+		return misuse("export to %s: there is no folder %s: make it, or choose another", out, dir)
+	}
+	return nil
+}
+
+func mayWrite() string {
+	return fmt.Sprintf("choose a folder that uid %d of this machine may write to", os.Getuid())
 }
 
 type export struct {

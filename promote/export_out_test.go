@@ -139,7 +139,8 @@ func TestExportFails(t *testing.T) {
 		"bad kind":    {cfg: func(c *promote.ExportConfig) { c.Kind = "tar" }, want: "Kind"},
 		"bad cluster": {cfg: func(c *promote.ExportConfig) { c.Cluster = "a b" }, want: "Config.Cluster"},
 		"exists":      {cfg: func(c *promote.ExportConfig) { c.Out = filepath.Dir(c.Out) }, want: "exists already"},
-		"no folder":   {cfg: func(c *promote.ExportConfig) { c.Out = filepath.Join(c.Out, "x", "y") }, want: "no such file"},
+		"no folder":   {cfg: func(c *promote.ExportConfig) { c.Out = filepath.Join(c.Out, "x", "y") }, want: "there is no folder "},
+		"not a place": {cfg: func(c *promote.ExportConfig) { c.Out = filepath.Join(dir, "default.db", "x") }, want: "not a directory: choose a folder that uid "},
 		"ended":       {ctx: cancelled, want: "context canceled"},
 		"wrong sum":   {snap: bent{Snapshot: snap, at: snap.Size() / 2}, want: "SHA-256"},
 		"disk fails":  {snap: bent{Snapshot: snap, at: snap.Size() / 2, err: errors.New("input/output error")}, want: "input/output error"},
@@ -162,6 +163,9 @@ func TestExportFails(t *testing.T) {
 				_, err := promote.Export(ctx, from, cfg)
 				if err == nil || !strings.Contains(err.Error(), test.want) {
 					t.Errorf("got %v, want %q", err, test.want)
+				}
+				if _, misused := errors.AsType[*promote.MisuseError](err); misused != (test.cfg != nil) {
+					t.Errorf("a mistake of who asked: %v, %v", misused, err)
 				}
 				if left, err := os.ReadDir(folder); err != nil || len(left) > 0 {
 					t.Errorf("left behind: %v, %v", left, err)

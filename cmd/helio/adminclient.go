@@ -190,7 +190,10 @@ func (c *adminClient) ask(ctx context.Context, method, path string, in any, pati
 	case resp.StatusCode == http.StatusBadRequest && strings.HasPrefix(c.base, "http:") && bytes.Contains(b, []byte("HTTPS server")):
 		return nil, fmt.Errorf("%s speaks TLS: use https:// and --cert, --key and --ca", c.admin)
 	case resp.StatusCode != http.StatusOK:
-		return nil, &adminRefusal{admin: c.admin, code: resp.StatusCode, body: b}
+		return nil, &adminRefusal{
+			admin: c.admin, code: resp.StatusCode, body: b,
+			sentence: strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain"),
+		}
 	}
 	return b, nil
 }
@@ -200,11 +203,16 @@ type adminRefusal struct {
 	admin string
 	code  int
 	body  []byte // at most maxAnswerBytes; a sentence, or JSON
+
+	sentence bool // body is what the node says of the request
 }
 
 func (r *adminRefusal) Error() string {
 	const most = 1000
 	what := strings.TrimSpace(string(r.body[:min(len(r.body), most)]))
+	if r.sentence && (r.code == http.StatusBadRequest || r.code == http.StatusConflict) {
+		return what
+	}
 	if r.code == http.StatusNotFound {
 		what += ": is it a helio node, and one that knows this?"
 	}

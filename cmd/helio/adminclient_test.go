@@ -135,6 +135,11 @@ func TestAdminClientExplains(t *testing.T) {
 			}
 		}, "answers more than 8388608 bytes"},
 		{"elsewhere", good, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/login", http.StatusFound) }, "302 Found"},
+		{"refused", good, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "it is not to be", http.StatusConflict) }, "it is not to be"},
+		{"refused by no node", good, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			w.WriteHeader(http.StatusBadRequest)
+		}, "answers 400 Bad Request"},
 		{"of another time", good, http.NotFound, "is it a helio node, and one that knows this?"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -148,6 +153,8 @@ func TestAdminClientExplains(t *testing.T) {
 				t.Errorf("%q, %v", body, err)
 			case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
 				t.Errorf("got %v, want %q", err, test.want)
+			case test.name == "refused" && err.Error() != test.want:
+				t.Errorf("got %v, want %q alone", err, test.want)
 			}
 		})
 	}
