@@ -9,10 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -78,15 +81,24 @@ func (f *adminFlags) client() (*adminClient, error) {
 		return nil, usageError{fmt.Errorf(format, args...)}
 	}
 	if f.use == adminChanges && !strings.HasPrefix(f.admin, "unix:") && !strings.HasPrefix(f.admin, "https:") {
-		return misuse("--admin is required: unix:DATA-DIR/admin.sock, the socket in the node's data directory, or https://HOST:PORT, " +
-			"its --listen-admin-tls, with the --cert, --key and --ca of an operator; what changes a node is not taken from elsewhere")
+		const doors = "unix:DATA-DIR/admin.sock, the socket in the node's data directory, or https://HOST:PORT, " +
+			"its --listen-admin-tls, with the --cert, --key and --ca of an operator"
+		switch {
+		case f.admin == "":
+			return misuse("--admin is required: %s", doors)
+		case strings.HasPrefix(f.admin, "http:"):
+			return misuse("--admin %s: what changes a node is not taken over http: use %s", f.admin, doors)
+		}
+		return misuse("--admin %q: want %s", f.admin, doors)
 	}
 	if path, ok := strings.CutPrefix(f.admin, "unix:"); ok && path != "" {
-		return newAdminClient(f.admin, "http://helio", &http.Transport{
+		c := newAdminClient(f.admin, "http://helio", &http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return (&net.Dialer{Timeout: adminTimeout}).DialContext(ctx, "unix", path)
 			},
-		}), nil
+		})
+		c.socket = path
+		return c, nil
 	}
 	u, err := url.Parse(f.admin)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
@@ -137,6 +149,7 @@ const adminALPN = "http/1.1"
 type adminClient struct {
 	admin     string               // as the user has written it
 	base      string               // URL before the path
+	socket    string               // path of the unix socket; empty: there is none
 	cluster   heliograph.ClusterID // over TLS: what the node has to be of
 	ca        string               // over TLS: the file of the CA
 	transport *http.Transport
@@ -252,6 +265,8 @@ func (c *adminClient) explain(err error, connected bool, patience time.Duration)
 			return fmt.Errorf("%s: only the user that runs the node may use its socket: become that user (%w)", c.admin, err)
 		case errors.Is(err, context.DeadlineExceeded):
 			return fmt.Errorf("%s does not answer within %s (%w)", c.admin, patience, err)
+		case c.socket != "":
+			return c.noSocket(err)
 		}
 		return fmt.Errorf("no node answers at %s: is it running, and is this its --listen-admin? (%w)", c.admin, err)
 	}
@@ -288,6 +303,18 @@ func (c *adminClient) explain(err error, connected bool, patience time.Duration)
 		return fmt.Errorf("no node answers at %s: is it running, and is this its --listen-admin-tls? (%w)", c.admin, err)
 	}
 	return fmt.Errorf("%s: %w", c.admin, err) // it says the way out by itself
+}
+
+// noSocket says what there is in the place of a socket that a node listens on.
+func (c *adminClient) noSocket(err error) error {
+	info, serr := os.Stat(c.socket)
+	switch {
+	case errors.Is(serr, fs.ErrNotExist):
+		return fmt.Errorf("there is no socket at %s: is the node running, and is %s its data directory? (%w)", c.admin, filepath.Dir(c.socket), err)
+	case serr == nil && info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s is no socket: want unix:DATA-DIR/admin.sock, in the node's data directory (%w)", c.admin, err)
+	}
+	return fmt.Errorf("no node listens at %s any more: start it (%w)", c.admin, err)
 }
 
 // wrongNode says whose certificate is shown where another was expected.

@@ -182,7 +182,8 @@ func TestPromotionWithoutAnAnswer(t *testing.T) {
 		{"ended", p.serve(t, good, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }), "ended the connection, ", true},
 		{"no TLS", silent(t), "ended the connection before it showed a certificate: https is for a node's --listen-admin-tls", false},
 		{"nobody", "https://127.0.0.1:1", "no node answers at", false},
-		{"no socket", "unix:" + filepath.Join(t.TempDir(), "admin.sock"), "no such file", false},
+		{"no socket", "unix:" + filepath.Join(t.TempDir(), "admin.sock"), "there is no socket at", false},
+		{"a socket that was left", "unix:" + leftSocket(t), "no node listens at", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			client, err := (&adminFlags{admin: test.admin, files: p.alice}).client()
@@ -222,6 +223,19 @@ func silent(t *testing.T) string {
 		}
 	})
 	return "https://" + lis.Addr().String()
+}
+
+// leftSocket is a socket of a node that was killed.
+func leftSocket(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "admin.sock")
+	lis, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lis.SetUnlinkOnClose(false)
+	lis.Close()
+	return path
 }
 
 // A refusal keeps the code and the body, for commands that know what is in it.

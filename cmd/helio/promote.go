@@ -81,6 +81,7 @@ lost, and what stands against it.`,
 	}
 	admin.add(cmd, adminChanges)
 	fl := cmd.Flags()
+	fl.Lookup("admin").Usage += "; --plan asks http://" + defaultAdmin + " unless told otherwise"
 	fl.BoolVar(&plan, "plan", false, "show what would happen, and change nothing")
 	fl.BoolVar(&opts.Force, "force", false, "promote although the source answers, revisions are on their way, users and roles are outdated, or the node is diverged")
 	fl.Int64Var(&opts.BumpRevision, "bump-revision", 0, "leave out that many revisions, so that no client sees one twice; --plan says when")
