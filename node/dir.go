@@ -46,6 +46,9 @@ type dataDir struct {
 	source heliograph.ClusterID // identity.Source as it is now
 }
 
+// errDirInUse says that another process has the lock.
+var errDirInUse = errors.New("is in use by another helio process")
+
 // openDataDir creates the directory if need be, locks it, and checks that it
 // belongs to want; want.NodeID is ignored. A mirror may be pointed at another source
 // cluster: whether its replica can follow that is found out at the handshake.
@@ -64,7 +67,7 @@ func openDataDir(path string, want identity) (_ *dataDir, err error) {
 	}()
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("data directory %s is in use by another helio process: stop it, or choose another --data-dir", path)
+			return nil, fmt.Errorf("data directory %s %w: stop it, or choose another --data-dir", path, errDirInUse)
 		}
 		return nil, fmt.Errorf("data directory %s: lock: %w", path, err)
 	}

@@ -59,16 +59,20 @@ func ExportDir(ctx context.Context, dir string, opts ExportOptions, log *slog.Lo
 		return heliograph.Fork{}, err
 	}
 	d, err := openDataDir(dir, id)
+	if errors.Is(err, errDirInUse) {
+		return heliograph.Fork{}, fmt.Errorf("data directory %s %w: let the node export by itself, with --admin unix:%s, or stop it", dir, errDirInUse, filepath.Join(dir, socketFile))
+	}
 	if err != nil {
 		return heliograph.Fork{}, err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	done, _, err := promote.Recover(dir, log)
+	done, rec, err := promote.Recover(dir, log)
 	switch {
 	case err != nil:
 		return heliograph.Fork{}, err
 	case done:
-		return heliograph.Fork{}, errExportPromoted
+		return heliograph.Fork{}, fmt.Errorf("this node is promoted, and does not run: its etcd's data directory is %s, which etcd takes as it is; "+
+			"or start it, and take a snapshot with etcdctl snapshot save", promote.EtcdDir(dir, rec.Database))
 	}
 	st, err := store.Open(store.Config{Dir: dir, Database: id.Database, Log: log})
 	if err != nil {

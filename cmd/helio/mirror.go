@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/heliograph/heliograph"
+	"github.com/heliograph/heliograph/promote"
 )
 
 func newMirrorCommand(std stdio) *cobra.Command {
@@ -24,12 +25,9 @@ lets any etcd client read and watch. It takes no writes.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			talk := newScreen(std.err)
-			if from == "" {
-				return usageError{errNoUpstream}
-			}
-			address, err := heliograph.ParseAddress(from)
+			address, err := upstreamOf(from, shared.dataDir)
 			if err != nil {
-				return usageError{fmt.Errorf("--from: %w", err)}
+				return usageError{err}
 			}
 			role := heliograph.RoleMirror
 			if shared.listen != "" {
@@ -44,6 +42,23 @@ lets any etcd client read and watch. It takes no writes.`,
 		},
 	}
 	shared.add(cmd, "")
-	cmd.Flags().StringVar(&from, "from", "", "source to follow: helio://host:port[,host:port]/cluster[/database] (required)")
+	cmd.Flags().StringVar(&from, "from", "", "source to follow: helio://host:port[,host:port]/cluster[/database] (required, until the mirror is promoted)")
 	return cmd
+}
+
+// upstreamOf is the address that a mirror follows; one that is promoted has no need
+// of it.
+func upstreamOf(from, dataDir string) (heliograph.Address, error) {
+	if from == "" {
+		rec, _, err := promote.Read(dataDir)
+		if err != nil || rec.State != promote.Promoted {
+			return heliograph.Address{}, errNoUpstream
+		}
+		return heliograph.Address{Cluster: rec.Cluster, Database: rec.Database}, nil
+	}
+	address, err := heliograph.ParseAddress(from)
+	if err != nil {
+		return address, fmt.Errorf("--from: %w", err)
+	}
+	return address, nil
 }
