@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/version"
@@ -74,6 +75,10 @@ func Start(ctx context.Context, cfg ServeConfig) (*embed.Etcd, error) {
 // Serve runs etcd as [Start] does until ctx ends, and returns nil when it has
 // stopped. It calls ready, if that is not nil, once writes are accepted.
 func Serve(ctx context.Context, cfg ServeConfig, ready func(*embed.Etcd)) error {
+	stopping := new(atomic.Bool)
+	if cfg.Log != nil {
+		cfg.Log = slog.New(&stopHandler{cfg.Log.Handler(), stopping})
+	}
 	e, err := Start(ctx, cfg)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -81,7 +86,10 @@ func Serve(ctx context.Context, cfg ServeConfig, ready func(*embed.Etcd)) error 
 		}
 		return err
 	}
-	defer e.Close()
+	defer func() {
+		stopping.Store(true)
+		e.Close()
+	}()
 	if ready != nil {
 		ready(e)
 	}

@@ -2,10 +2,12 @@ package promote_test
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
@@ -28,11 +30,13 @@ func TestServe(t *testing.T) {
 	cfg.PeerURLs = localURLs(t, 1)
 	rec := mustPromote(t, cfg)
 	url := strings.Replace(localURLs(t, 1)[0], "http", "https", 1)
+	var log syncBuffer
 	for i := range int64(2) {
 		ctx, cancel := context.WithCancel(t.Context())
 		err := promote.Serve(ctx, promote.ServeConfig{
 			DataDir: promote.EtcdDir(dir, database), Name: rec.Name, ClientURLs: []string{url}, PeerURLs: rec.PeerURLs,
 			ClientTLS: transport.TLSInfo{CertFile: cert, KeyFile: key, TrustedCAFile: ca, ClientCertAuth: true},
+			Log:       slog.New(slog.NewTextHandler(&log, nil)),
 		}, func(*embed.Etcd) {
 			defer cancel()
 			c, err := clientv3.New(clientv3.Config{Endpoints: []string{url}, TLS: source.TLS(), DialTimeout: patience, Logger: zap.NewNop()})
@@ -49,6 +53,27 @@ func TestServe(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if got := log.String(); !strings.Contains(got, "level=WARN") || strings.Contains(got, "level=ERROR") {
+		t.Errorf("a clean stop logs\n%s", got)
+	}
+}
+
+// syncBuffer keeps what goroutines log.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
 }
 
 func TestServeRefuses(t *testing.T) {
