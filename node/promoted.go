@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"github.com/heliograph/heliograph"
@@ -205,7 +206,21 @@ func (p *promoted) serves() error {
 	case p.etcd.Server.Lead() == 0:
 		return errors.New("its etcd has no leader: a majority of the members has to be reachable")
 	}
+	if alarms := p.etcd.Server.Alarms(); len(alarms) > 0 {
+		return alarmed(alarms)
+	}
 	return nil
+}
+
+// alarmed says which alarms keep an etcd from taking writes, and the way out.
+func alarmed(alarms []*etcdserverpb.AlarmMember) error {
+	var list []string
+	for _, a := range alarms {
+		list = append(list, fmt.Sprintf("%s of member %x", a.Alarm, a.MemberID))
+	}
+	slices.Sort(list)
+	return fmt.Errorf("its etcd takes no writes, alarm %s: after NOSPACE compact and defragment it, after CORRUPT replace the member, "+
+		"then etcdctl alarm disarm", strings.Join(list, ", "))
 }
 
 func (p *promoted) status() heliograph.Status {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -248,6 +249,61 @@ func TestPromotedNode(t *testing.T) {
 	cfg.DataDir = t.TempDir() + "/other"
 	if _, err := node.Open(cfg); err == nil || err.Error() != "us1.crt expired" {
 		t.Errorf("a mirror without certificates: %v", err)
+	}
+}
+
+// promoted runs a node that is promoted at once, and returns how to stop it.
+func promoted(t *testing.T) (n *node.Node, cfg node.Config, stop func()) {
+	t.Helper()
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	rev := etcdtest.Fill(t, etcd.Client(t), 10)
+	cfg, _ = promotable(t, etcd)
+	n = open(t, cfg)
+	stop = run(t, n)
+	waitAt(t, n, rev)
+	force := operator
+	force.Force = true
+	if _, err := n.Promote(t.Context(), force); err != nil {
+		t.Fatal(err)
+	}
+	return n, cfg, stop
+}
+
+// A promoted node whose etcd takes no writes because of an alarm is not ready, and
+// says why.
+func TestPromotedEtcdHasAnAlarm(t *testing.T) {
+	n, _, _ := promoted(t)
+	c := clientOf(t, n)
+	list, err := c.MemberList(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := list.Members[0].ID
+	if code, body := get(t, n.Addrs().Socket, "/readyz"); code != http.StatusOK {
+		t.Errorf("readyz before: %d %s", code, body)
+	}
+	for _, alarm := range []etcdserverpb.AlarmType{etcdserverpb.AlarmType_NOSPACE, etcdserverpb.AlarmType_CORRUPT} {
+		change := &etcdserverpb.AlarmRequest{Action: etcdserverpb.AlarmRequest_ACTIVATE, MemberID: id, Alarm: alarm}
+		if _, err := etcdserverpb.NewMaintenanceClient(c.ActiveConnection()).Alarm(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Put(t.Context(), "x", "y"); err == nil {
+			t.Errorf("%s: a write is taken", alarm)
+		}
+		want := fmt.Sprintf("alarm %s of member %x", alarm, id)
+		if code, body := get(t, n.Addrs().Socket, "/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(body, want) {
+			t.Errorf("readyz: %d %s, want %q", code, body, want)
+		}
+		if s := n.Status()[0]; s.Status != heliograph.Promoted || !strings.Contains(s.Why, want) {
+			t.Errorf("status %s, %q, want %q", s.Status, s.Why, want)
+		}
+		change.Action = etcdserverpb.AlarmRequest_DEACTIVATE
+		if _, err := etcdserverpb.NewMaintenanceClient(c.ActiveConnection()).Alarm(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+		if code, body := get(t, n.Addrs().Socket, "/readyz"); code != http.StatusOK {
+			t.Errorf("readyz after: %d %s", code, body)
+		}
 	}
 }
 
