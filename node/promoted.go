@@ -120,7 +120,7 @@ func (p *promoted) serveConfig() promote.ServeConfig {
 	cfg := promote.ServeConfig{
 		DataDir: promote.EtcdDir(n.cfg.DataDir, p.rec.Database), Name: p.rec.Name,
 		ClientURLs: []string{n.clientScheme() + n.addrs.Clients}, AdvertiseURLs: n.advertised(),
-		PeerURLs: []string{p.peerListen}, ClientTLS: n.clientTLS(),
+		PeerURLs: []string{p.peerListen}, AdvertisePeer: n.cfg.PeerURL, ClientTLS: n.clientTLS(),
 		StartTimeout: etcdStartTimeout, Log: n.cfg.Log.With("part", "etcd"),
 	}
 	if strings.HasPrefix(p.peerListen, "https:") {

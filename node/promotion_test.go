@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -267,6 +268,51 @@ func promoted(t *testing.T) (n *node.Node, cfg node.Config, stop func()) {
 		t.Fatal(err)
 	}
 	return n, cfg, stop
+}
+
+// A promoted node that is started with another --peer-url has the membership say so,
+// also when its etcd asks who may change that; without one it leaves the membership
+// alone.
+func TestPromotedPeerURLChanges(t *testing.T) {
+	n, cfg, stop := promoted(t)
+	c := clientOf(t, n)
+	if _, err := c.UserAdd(t.Context(), "root", "secret"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.UserGrantRole(t.Context(), "root", "root"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.AuthEnable(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	first := cfg.PeerURL
+	moved := fmt.Sprintf("http://127.0.0.1:%d", proctest.FreePorts(t, 1)[0])
+	for _, test := range []struct{ flag, want string }{
+		{moved, moved},
+		{"", moved},
+		{first, first},
+	} {
+		stop()
+		cfg.PeerURL = test.flag
+		n = open(t, cfg)
+		stop = run(t, n)
+		waitFor(t, "ready", func() bool {
+			code, _ := get(t, n.Addrs().Socket, "/readyz")
+			return code == http.StatusOK
+		})
+		c, err := clientv3.New(clientv3.Config{
+			Endpoints: []string{"http://" + n.Addrs().Clients}, DialTimeout: waitLimit, Logger: zap.NewNop(),
+			Username: "root", Password: "secret",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := c.MemberList(t.Context())
+		c.Close()
+		if err != nil || len(list.Members) != 1 || !slices.Equal(list.Members[0].PeerURLs, []string{test.want}) {
+			t.Errorf("--peer-url %q: members %v, %v, want %s", test.flag, list, err, test.want)
+		}
+	}
 }
 
 // A promoted node whose etcd takes no writes because of an alarm is not ready, and

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/version"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 
 	"github.com/heliograph/heliograph/internal/zaplog"
 )
@@ -24,6 +27,10 @@ func EtcdVersion() string { return version.Version }
 // once if the source had been given more.
 const minQuota = 8 << 30
 
+// memberUpdateTimeout is for one change of the membership: the cluster has just
+// taken a write.
+const memberUpdateTimeout = 5 * time.Second
+
 // ServeConfig says how to run the etcd of a promoted node. DataDir, Name,
 // ClientURLs and PeerURLs are required; every other field works at its zero value.
 type ServeConfig struct {
@@ -33,6 +40,7 @@ type ServeConfig struct {
 	ClientURLs    []string // where it listens for clients: http(s)://host:port
 	AdvertiseURLs []string // where clients reach it; nil means ClientURLs
 	PeerURLs      []string // where it listens for members: Record.PeerURLs, or others
+	AdvertisePeer string   // where members reach it, from now on; empty: where they have so far
 	ClientTLS     transport.TLSInfo
 	PeerTLS       transport.TLSInfo
 	QuotaBytes    int64         // how big the database may get; zero means 8 GiB, or twice its size if that is more
@@ -61,6 +69,7 @@ func Start(ctx context.Context, cfg ServeConfig) (*embed.Etcd, error) {
 	}
 	select {
 	case <-e.Server.ReadyNotify():
+		cfg.advertisePeer(ctx, e.Server)
 		return e, nil
 	case err = <-e.Err():
 	case <-e.Server.StopNotify():
@@ -70,6 +79,27 @@ func Start(ctx context.Context, cfg ServeConfig) (*embed.Etcd, error) {
 	}
 	e.Close()
 	return nil, fmt.Errorf("promoted etcd: %w", err)
+}
+
+// advertisePeer changes where the membership says that this member is reached, if
+// it says something else. If that fails, the etcd serves all the same.
+func (c ServeConfig) advertisePeer(ctx context.Context, s *etcdserver.EtcdServer) {
+	self := s.Cluster().Member(s.MemberID())
+	if c.AdvertisePeer == "" || self == nil || slices.Contains(self.PeerURLs, c.AdvertisePeer) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, memberUpdateTimeout)
+	defer cancel()
+	log := slog.New(slog.DiscardHandler)
+	if c.Log != nil {
+		log = c.Log
+	}
+	now := membership.Member{ID: self.ID, RaftAttributes: membership.RaftAttributes{PeerURLs: []string{c.AdvertisePeer}}}
+	if _, err := s.UpdateMember(s.AuthStore().WithRoot(ctx), now); err != nil {
+		log.Error("members still look for this one elsewhere: change that with etcdctl member update", "was", self.PeerURLs, "now", c.AdvertisePeer, "err", err)
+		return
+	}
+	log.Info("members are told where this one is now", "was", self.PeerURLs, "now", c.AdvertisePeer)
 }
 
 // Serve runs etcd as [Start] does until ctx ends, and returns nil when it has
