@@ -31,6 +31,9 @@ type Config struct {
 	AdvertiseClients []string // URLs that etcd clients reach this node at; zero means ListenClients
 	PeerURL          string   // where members will reach the etcd that the node may be promoted to; empty: see [Node.Plan]
 
+	PromotedQuota   int64         // how big the promoted etcd's database may get, in bytes; zero: see promote.ServeConfig
+	PromotedHistory time.Duration // what the promoted etcd keeps when it compacts by itself; zero: it does not
+
 	Reads     Reads           // whom to let read
 	ClientTLS *certs.Listener // TLS for etcd clients; nil: clear text
 
@@ -112,6 +115,12 @@ func (c *Config) resolve() error {
 		if _, err := parseURL(c.PeerURL); err != nil {
 			return fmt.Errorf("peer URL: %w", err)
 		}
+	}
+	if c.PromotedQuota < 0 {
+		return fmt.Errorf("promoted quota %d: want a number of bytes, or 0 for 8 GiB or twice the database", c.PromotedQuota)
+	}
+	if c.PromotedHistory < 0 {
+		return fmt.Errorf("promoted auto-compaction %s: want a positive duration, or 0 to compact only when asked", c.PromotedHistory)
 	}
 	if c.VerifyInterval < 0 {
 		return fmt.Errorf("verify interval %s: want a positive duration, or 0 to verify only when asked", c.VerifyInterval)

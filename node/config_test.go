@@ -28,6 +28,8 @@ func TestConfigErrors(t *testing.T) {
 		{"no certificate", func(c *node.Config) { c.Credentials = nil }, "needs a certificate"},
 		{"bad mode", func(c *node.Config) { c.Mode = "fast" }, "want async or sync"},
 		{"bad history", func(c *node.Config) { c.History = -time.Hour }, "want a positive duration"},
+		{"bad quota", func(c *node.Config) { c.PromotedQuota = -1 }, "want a number of bytes"},
+		{"bad auto-compaction", func(c *node.Config) { c.PromotedHistory = -1 }, "want a positive duration"},
 		{"certificate of another cluster", func(c *node.Config) { c.Cluster = "prod-ap" },
 			`the certificate is for cluster "prod-us", but --cluster says "prod-ap"`},
 		{"source with a mirror's certificate", func(c *node.Config) { c.Credentials = p.credentials(t, "prod-us", "mirror") },

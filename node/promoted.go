@@ -121,6 +121,7 @@ func (p *promoted) serveConfig() promote.ServeConfig {
 		DataDir: promote.EtcdDir(n.cfg.DataDir, p.rec.Database), Name: p.rec.Name,
 		ClientURLs: []string{n.clientScheme() + n.addrs.Clients}, AdvertiseURLs: n.advertised(),
 		PeerURLs: []string{p.peerListen}, AdvertisePeer: n.cfg.PeerURL, ClientTLS: n.clientTLS(),
+		QuotaBytes: n.cfg.PromotedQuota, KeepHistory: n.cfg.PromotedHistory,
 		StartTimeout: etcdStartTimeout, Log: n.cfg.Log.With("part", "etcd"),
 	}
 	if strings.HasPrefix(p.peerListen, "https:") {

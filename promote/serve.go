@@ -27,6 +27,15 @@ func EtcdVersion() string { return version.Version }
 // once if the source had been given more.
 const minQuota = 8 << 30
 
+// What a client may ask for at once. What the source's limits were is not known, and
+// etcd's defaults (1.5 MiB, 128 operations) would refuse what a source with higher
+// ones took. A record of 32 MiB is the largest that nodes pass on; what is around it
+// there is more than around a request.
+const (
+	maxRequestBytes = 32<<20 - 1<<10
+	maxTxnOps       = 1 << 16
+)
+
 // memberUpdateTimeout is for one change of the membership: the cluster has just
 // taken a write.
 const memberUpdateTimeout = 5 * time.Second
@@ -44,6 +53,7 @@ type ServeConfig struct {
 	ClientTLS     transport.TLSInfo
 	PeerTLS       transport.TLSInfo
 	QuotaBytes    int64         // how big the database may get; zero means 8 GiB, or twice its size if that is more
+	KeepHistory   time.Duration // what it keeps when it compacts by itself; zero means that it does not
 	StartTimeout  time.Duration // until it leads and answers; zero means 2 minutes
 
 	Log *slog.Logger // nil discards
@@ -140,8 +150,8 @@ func (c ServeConfig) embed() (*embed.Config, error) {
 	if c.Name == "" {
 		return nil, errors.New("ServeConfig.Name is empty")
 	}
-	if c.QuotaBytes < 0 || c.StartTimeout < 0 {
-		return nil, fmt.Errorf("ServeConfig: QuotaBytes %d or StartTimeout %v is negative", c.QuotaBytes, c.StartTimeout)
+	if c.QuotaBytes < 0 || c.KeepHistory < 0 || c.StartTimeout < 0 {
+		return nil, fmt.Errorf("ServeConfig: QuotaBytes %d, KeepHistory %v or StartTimeout %v is negative", c.QuotaBytes, c.KeepHistory, c.StartTimeout)
 	}
 	advertise := c.AdvertiseURLs
 	if advertise == nil {
@@ -163,6 +173,8 @@ func (c ServeConfig) embed() (*embed.Config, error) {
 	if c.QuotaBytes == 0 {
 		ec.QuotaBackendBytes = max(minQuota, 2*info.Size())
 	}
+	ec.MaxRequestBytes, ec.MaxTxnOps = maxRequestBytes, maxTxnOps
+	ec.AutoCompactionMode, ec.AutoCompactionRetention = embed.CompactorModePeriodic, c.KeepHistory.String()
 	ec.Dir, ec.Name = c.DataDir, c.Name
 	ec.ClientTLSInfo, ec.PeerTLSInfo = c.ClientTLS, c.PeerTLS
 	// The log in DataDir says who the members are. etcd checks these all the same.

@@ -3,12 +3,14 @@ package promote_test
 import (
 	"context"
 	"log/slog"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -76,6 +78,52 @@ func (b *syncBuffer) String() string {
 	return b.b.String()
 }
 
+// The promoted etcd takes what an etcd with higher limits than the default took, also
+// when it reads it again at its start, and what was set for it.
+func TestServeTakesWhatTheSourceTook(t *testing.T) {
+	t.Parallel()
+	source := etcdtest.Start(t, etcdtest.Options{Args: []string{"--max-request-bytes=33554432", "--max-txn-ops=1000"}})
+	dir, peers, urls := t.TempDir(), localURLs(t, 1), localURLs(t, 1)
+	big := strings.Repeat("x", 31<<20)
+	var ops []clientv3.Op
+	for i := range 1000 {
+		ops = append(ops, clientv3.OpPut(fmt.Sprint("k", i), "v"))
+	}
+	write := func(url string) {
+		t.Helper()
+		c, err := clientv3.New(clientv3.Config{Endpoints: []string{url}, DialTimeout: patience, MaxCallSendMsgSize: 64 << 20, Logger: zap.NewNop()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := c.Put(t.Context(), "big", big); err != nil {
+			t.Error(err)
+		}
+		if _, err := c.Txn(t.Context()).Then(ops...).Commit(); err != nil {
+			t.Error(err)
+		}
+	}
+	write(source.Endpoints()[0])
+	follow(t, source, dir)
+	cfg := config(dir)
+	cfg.PeerURLs = peers
+	rec := mustPromote(t, cfg)
+	for range 2 {
+		e, err := promote.Start(t.Context(), promote.ServeConfig{
+			DataDir: promote.EtcdDir(dir, database), Name: rec.Name, ClientURLs: urls, PeerURLs: peers,
+			QuotaBytes: 5 << 30, KeepHistory: 90 * time.Minute,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(urls[0])
+		if got := e.Server.Cfg; got.QuotaBackendBytes != 5<<30 || got.AutoCompactionRetention != 90*time.Minute {
+			t.Errorf("quota %d, auto-compaction %s", got.QuotaBackendBytes, got.AutoCompactionRetention)
+		}
+		e.Close()
+	}
+}
+
 func TestServeRefuses(t *testing.T) {
 	dir := t.TempDir()
 	fillReplica(t, dir, 100, 8, false)
@@ -92,13 +140,14 @@ func TestServeRefuses(t *testing.T) {
 		want   string
 	}{
 		// An etcd without data would begin an empty cluster.
-		"no data":        {func(c *promote.ServeConfig) { c.DataDir = t.TempDir() }, "is missing"},
-		"no name":        {func(c *promote.ServeConfig) { c.Name = "" }, "Name"},
-		"no clients":     {func(c *promote.ServeConfig) { c.ClientURLs = nil }, "ClientURLs"},
-		"bad peers":      {func(c *promote.ServeConfig) { c.PeerURLs = []string{"x"} }, "PeerURLs"},
-		"bad advertise":  {func(c *promote.ServeConfig) { c.AdvertiseURLs = []string{} }, "AdvertiseURLs"},
-		"negative quota": {func(c *promote.ServeConfig) { c.QuotaBytes = -1 }, "QuotaBytes"},
-		"port is taken":  {func(c *promote.ServeConfig) { c.ClientURLs = []string{"http://" + taken.Addr().String()} }, "in use"},
+		"no data":          {func(c *promote.ServeConfig) { c.DataDir = t.TempDir() }, "is missing"},
+		"no name":          {func(c *promote.ServeConfig) { c.Name = "" }, "Name"},
+		"no clients":       {func(c *promote.ServeConfig) { c.ClientURLs = nil }, "ClientURLs"},
+		"bad peers":        {func(c *promote.ServeConfig) { c.PeerURLs = []string{"x"} }, "PeerURLs"},
+		"bad advertise":    {func(c *promote.ServeConfig) { c.AdvertiseURLs = []string{} }, "AdvertiseURLs"},
+		"negative quota":   {func(c *promote.ServeConfig) { c.QuotaBytes = -1 }, "QuotaBytes"},
+		"negative history": {func(c *promote.ServeConfig) { c.KeepHistory = -1 }, "KeepHistory"},
+		"port is taken":    {func(c *promote.ServeConfig) { c.ClientURLs = []string{"http://" + taken.Addr().String()} }, "in use"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sc := promote.ServeConfig{DataDir: promote.EtcdDir(dir, database), Name: rec.Name, ClientURLs: localURLs(t, 1), PeerURLs: rec.PeerURLs}

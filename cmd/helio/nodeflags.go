@@ -36,6 +36,8 @@ type nodeFlags struct {
 	listenAdminTLS   string
 	advertiseClients []string
 	peerURL          string
+	promotedQuota    int64
+	promotedHistory  time.Duration
 	reads            string
 	clients          certs.ListenerFiles
 	cert, key, ca    string
@@ -58,6 +60,8 @@ func (f *nodeFlags) add(cmd *cobra.Command, listen string) {
 	fl.StringVar(&f.listenAdminTLS, "listen-admin-tls", "", "host:port (TCP) for the same over TLS with --cert, where operators may change the node; empty: none")
 	fl.StringSliceVar(&f.advertiseClients, "advertise-clients", nil, "URLs at which etcd clients reach this node")
 	fl.StringVar(&f.peerURL, "peer-url", "", "URL at which members will reach the etcd that the node may be promoted to; empty: port 2380 of the host that clients are told")
+	fl.Int64Var(&f.promotedQuota, "promoted-quota-bytes", 0, "how big the database of the etcd may get that the node may be promoted to; 0: 8 GiB, or twice the database if that is more")
+	fl.DurationVar(&f.promotedHistory, "promoted-auto-compaction", 0, "how much history that etcd keeps, such as 1h; 0: it compacts only when asked")
 	fl.StringVar(&f.reads, "reads", "", "who may read: anyone, or client-certificate (of --client-ca); empty: anyone while the source has access control off, else nobody")
 	fl.StringVar(&f.clients.Cert, "client-cert", "", "certificate shown to etcd clients; empty: no TLS for them")
 	fl.StringVar(&f.clients.Key, "client-key", "", "its key")
@@ -108,6 +112,12 @@ func (f *nodeFlags) config(talk *screen, role heliograph.Role) (node.Config, err
 			return fail(fmt.Errorf("--peer-url %q: %w", f.peerURL, err))
 		}
 	}
+	if f.promotedQuota < 0 {
+		return fail(fmt.Errorf("--promoted-quota-bytes %d: want a number of bytes, or 0", f.promotedQuota))
+	}
+	if f.promotedHistory < 0 {
+		return fail(fmt.Errorf("--promoted-auto-compaction %s: want a positive duration such as 1h, or 0", f.promotedHistory))
+	}
 	reads, err := f.checkClients()
 	if err != nil {
 		return fail(err)
@@ -152,8 +162,8 @@ func (f *nodeFlags) config(talk *screen, role heliograph.Role) (node.Config, err
 		Cluster: cluster, DataDir: f.dataDir,
 		Listen: f.listen, ListenClients: f.listenClients, ListenAdmin: f.listenAdmin, ListenAdminTLS: f.listenAdminTLS,
 		AdvertiseClients: f.advertiseClients,
-		PeerURL:          f.peerURL,
-		Credentials:      credentials, CredentialsErr: credentialsErr, Allow: f.allow, Mode: mode, History: f.history, Log: log,
+		PeerURL:          f.peerURL, PromotedQuota: f.promotedQuota, PromotedHistory: f.promotedHistory,
+		Credentials: credentials, CredentialsErr: credentialsErr, Allow: f.allow, Mode: mode, History: f.history, Log: log,
 	}, nil
 }
 
