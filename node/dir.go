@@ -92,6 +92,29 @@ func openDataDir(path string, want identity) (_ *dataDir, err error) {
 
 func (d *dataDir) close() error { return d.lock.Close() }
 
+// holds reports whether a file or folder at path, which need not exist, is or would be
+// within the data directory, by whatever name.
+func (d *dataDir) holds(path string) (bool, error) {
+	own, err := os.Stat(d.path)
+	if err != nil {
+		return false, err
+	}
+	at, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return false, err
+	}
+	for {
+		info, err := os.Stat(at)
+		if err != nil || os.SameFile(info, own) {
+			return err == nil, err
+		}
+		if at == filepath.Dir(at) {
+			return false, nil
+		}
+		at = filepath.Dir(at)
+	}
+}
+
 // follows returns the cluster that the replica was last proven to follow.
 func (d *dataDir) follows() heliograph.ClusterID {
 	d.mu.Lock()

@@ -15,7 +15,7 @@ import (
 
 // ExportOptions say what to export, see [promote.ExportConfig].
 type ExportOptions struct {
-	Out          string       `json:"out"`           // on the node's machine: a file or folder that does not exist
+	Out          string       `json:"out"`           // on the node's machine: a file or folder that does not exist, not in its data directory
 	Kind         promote.Kind `json:"kind"`          // empty means promote.Snapshot
 	PeerURL      string       `json:"peer_url"`      // of the member; promote.DataDir only
 	BumpRevision int64        `json:"bump_revision"` // revisions to leave out after the last one
@@ -36,7 +36,7 @@ func (n *Node) Export(ctx context.Context, opts ExportOptions) (heliograph.Fork,
 	if m == nil {
 		return heliograph.Fork{}, errExportPromoted
 	}
-	fork, err := export(ctx, m.store, n.dir.id, opts, n.cfg.Log)
+	fork, err := export(ctx, m.store, n.dir, opts, n.cfg.Log)
 	args := []any{"out", opts.Out, "kind", string(opts.Kind), "rev", fork.Revision, "outcome", "exported"}
 	if err != nil {
 		args = append(args[:4], "outcome", "failed", "err", err)
@@ -66,7 +66,7 @@ func ExportDir(ctx context.Context, dir string, opts ExportOptions, log *slog.Lo
 		return heliograph.Fork{}, err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	done, rec, err := promote.Recover(dir, log)
+	done, rec, err := promote.Recover(dir, id.Database, log)
 	switch {
 	case err != nil:
 		return heliograph.Fork{}, err
@@ -79,12 +79,19 @@ func ExportDir(ctx context.Context, dir string, opts ExportOptions, log *slog.Lo
 		return heliograph.Fork{}, err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	return export(ctx, st, id, opts, log)
+	return export(ctx, st, d, opts, log)
 }
 
-func export(ctx context.Context, st *store.Store, id identity, opts ExportOptions, log *slog.Logger) (heliograph.Fork, error) {
+func export(ctx context.Context, st *store.Store, dir *dataDir, opts ExportOptions, log *slog.Logger) (heliograph.Fork, error) {
 	if !filepath.IsAbs(opts.Out) {
 		return heliograph.Fork{}, &promote.MisuseError{Err: fmt.Errorf("export to %q: want an absolute path on the node's machine", opts.Out)}
+	}
+	inside, err := dir.holds(opts.Out)
+	switch {
+	case err != nil:
+		return heliograph.Fork{}, fmt.Errorf("export to %s: %w", opts.Out, err)
+	case inside:
+		return heliograph.Fork{}, &promote.MisuseError{Err: fmt.Errorf("export to %s: that is in the node's data directory %s, where a promotion puts its own: choose another place", opts.Out, dir.path)}
 	}
 	if err := st.Damaged(); err != nil {
 		return heliograph.Fork{}, &conflictError{fmt.Errorf("export: %w: export another mirror", err)}
@@ -106,7 +113,7 @@ func export(ctx context.Context, st *store.Store, id identity, opts ExportOption
 	}
 	defer snap.Release()
 	cfg := promote.ExportConfig{
-		Out: opts.Out, Kind: opts.Kind, Cluster: id.Cluster, Database: id.Database,
+		Out: opts.Out, Kind: opts.Kind, Cluster: dir.id.Cluster, Database: dir.id.Database,
 		BumpRevision: opts.BumpRevision, OutdatedUsers: opts.OutdatedUsers, Log: log.With("part", "export"),
 	}
 	if opts.PeerURL != "" {

@@ -106,7 +106,7 @@ func (n *Node) recoverPromotion() (promoted bool, rec promote.Record, err error)
 	if err != nil {
 		return false, rec, err
 	}
-	if promoted, rec, err = promote.Recover(n.cfg.DataDir, n.cfg.Log.With("part", "promote")); err != nil {
+	if promoted, rec, err = promote.Recover(n.cfg.DataDir, n.cfg.Database, n.cfg.Log.With("part", "promote")); err != nil {
 		return false, rec, err
 	}
 	switch {

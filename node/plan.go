@@ -212,7 +212,7 @@ func (m *mirroring) plan(ctx context.Context, opts PromoteOptions, promoting boo
 		f.known = 0 // of another history
 	}
 	f.applied = m.store.Applied() // read last: what was missing may have come meanwhile
-	f.room = promote.Check(m.cfg.DataDir, f.applied, opts.BumpRevision)
+	f.room = promote.Check(m.cfg.DataDir, m.cfg.Database, f.applied, opts.BumpRevision)
 	plan := Plan{
 		Cluster: m.cfg.Cluster, Database: m.cfg.Database, Status: f.state, Why: f.why,
 		AppliedRevision: f.applied, LastKnownRevision: f.known, MissingRevisions: -1,

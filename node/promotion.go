@@ -211,7 +211,7 @@ func (n *Node) change(ctx context.Context, m *mirroring, asked *promotion) error
 	}
 	if err != nil {
 		n.cfg.Log.Error("promotion failed", "err", err)
-		done, found, rerr := promote.Recover(n.cfg.DataDir, n.cfg.Log.With("part", "promote"))
+		done, found, rerr := promote.Recover(n.cfg.DataDir, n.cfg.Database, n.cfg.Log.With("part", "promote"))
 		switch {
 		case rerr != nil:
 			rerr = fmt.Errorf("the promotion failed, and whether it took effect is not known: start the node again, which finds out: %w", errors.Join(err, rerr))

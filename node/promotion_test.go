@@ -428,6 +428,61 @@ func TestNeverPromoted(t *testing.T) {
 	}
 }
 
+// An export into the data directory, by whatever name, is refused. What stands there
+// from elsewhere is in nobody's way, but what looks like the etcd of a promotion whose
+// record is lost: the plan says so before it is too late.
+func TestDataDirKeepsItsNames(t *testing.T) {
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	rev := etcdtest.Fill(t, etcd.Client(t), 10)
+	cfg, _ := promotable(t, etcd)
+	n := open(t, cfg)
+	stop := run(t, n)
+	waitAt(t, n, rev)
+	link := filepath.Join(t.TempDir(), "link")
+	deep := filepath.Join(cfg.DataDir, "deep", "er")
+	if err := errors.Join(os.Symlink(cfg.DataDir, link), os.MkdirAll(deep, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	outs := []string{filepath.Join(cfg.DataDir, "backup.etcd"), filepath.Join(link, "backup.etcd"), filepath.Join(deep, "x"), filepath.Join(link, "deep", "x")}
+	for _, out := range outs {
+		_, err := n.Export(t.Context(), node.ExportOptions{Out: out, Kind: promote.DataDir})
+		if err == nil || !strings.Contains(err.Error(), "in the node's data directory") {
+			t.Errorf("export to %s: %v", out, err)
+		}
+	}
+	stop()
+	for _, out := range outs {
+		_, err := node.ExportDir(t.Context(), cfg.DataDir, node.ExportOptions{Out: out, Kind: promote.DataDir}, nil)
+		if err == nil || !strings.Contains(err.Error(), "in the node's data directory") {
+			t.Errorf("export of a stopped node to %s: %v", out, err)
+		}
+	}
+	if _, err := node.ExportDir(t.Context(), cfg.DataDir, node.ExportOptions{Out: cfg.DataDir + ".snapshot"}, nil); err != nil {
+		t.Errorf("export beside the data directory: %v", err)
+	}
+
+	if err := os.Mkdir(filepath.Join(cfg.DataDir, "backup.etcd"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	n = open(t, cfg)
+	run(t, n)
+	waitAt(t, n, rev)
+	if err := os.Mkdir(promote.EtcdDir(cfg.DataDir, heliograph.DefaultDatabase), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	force := operator
+	force.Force = true
+	if _, err := n.Promote(t.Context(), force); !refusedBecause(err, "default.etcd is the data of a promoted etcd", false) {
+		t.Errorf("with an etcd in its place: %v", err)
+	}
+	if err := os.Remove(promote.EtcdDir(cfg.DataDir, heliograph.DefaultDatabase)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Promote(t.Context(), force); err != nil {
+		t.Errorf("with another etcd beside it: %v", err)
+	}
+}
+
 // After the commit there is no way back: an etcd that cannot start ends the node with
 // a sentence, and the next start runs it.
 func TestPromotedEtcdDoesNotStart(t *testing.T) {

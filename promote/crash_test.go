@@ -62,11 +62,11 @@ type outcome struct {
 // promoted for good. It reports which.
 func (o outcome) check(t *testing.T, dir string) (promoted bool) {
 	t.Helper()
-	promoted, rec, err := promote.Recover(dir, nil)
+	promoted, rec, err := promote.Recover(dir, database, nil)
 	if err != nil {
 		t.Fatalf("recover: %v\n%s", err, tree(t, dir))
 	}
-	if again, rec2, err := promote.Recover(dir, nil); err != nil || again != promoted || rec2.Token != rec.Token {
+	if again, rec2, err := promote.Recover(dir, database, nil); err != nil || again != promoted || rec2.Token != rec.Token {
 		t.Fatalf("recovered twice: %v %v %v", again, rec2, err)
 	}
 	if _, err := os.Stat(promote.EtcdDir(dir, database) + ".partial"); err == nil {

@@ -51,7 +51,7 @@ func Promote(ctx context.Context, cfg Config) (Record, error) {
 		return Record{}, err
 	}
 	f := filesOf(cfg.Dir, cfg.Database)
-	if promoted, rec, err := recoverPromotion(f.dir, cfg.Log); err != nil || promoted {
+	if promoted, rec, err := recoverPromotion(f.dir, cfg.Database, cfg.Log); err != nil || promoted {
 		return rec, err
 	}
 	if ok, err := exists(f.db); err != nil || !ok {

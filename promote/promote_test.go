@@ -85,7 +85,7 @@ func TestPromoted(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(again, rec) {
 		t.Errorf("second promotion: %+v, %v; want %+v", again, err, rec)
 	}
-	promoted, recovered, err := promote.Recover(dir, nil)
+	promoted, recovered, err := promote.Recover(dir, database, nil)
 	if err != nil || !promoted || !reflect.DeepEqual(recovered, rec) {
 		t.Errorf("Recover: %v %+v, %v", promoted, recovered, err)
 	}

@@ -16,22 +16,23 @@ func recordPath(dir string) string { return filepath.Join(dir, RecordFile) }
 // short after its commit, or takes back one that was cut short before. A node
 // runs it at every start, before its store is opened. It reports whether the node
 // is promoted; if it is, the store must not be opened, and its etcd is in
-// EtcdDir(dir, record.Database). In a directory without a promotion it reads two
-// names and does nothing. log may be nil.
-func Recover(dir string, log *slog.Logger) (promoted bool, rec Record, err error) {
+// EtcdDir(dir, record.Database). In a directory without a promotion it reads three
+// names and does nothing; database is the one that the directory is of. log may be
+// nil.
+func Recover(dir string, database heliograph.DatabaseID, log *slog.Logger) (promoted bool, rec Record, err error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return recoverPromotion(dir, log)
+	return recoverPromotion(dir, database, log)
 }
 
-func recoverPromotion(dir string, log *slog.Logger) (bool, Record, error) {
+func recoverPromotion(dir string, database heliograph.DatabaseID, log *slog.Logger) (bool, Record, error) {
 	rec, ok, err := Read(dir)
 	if err != nil {
 		return false, Record{}, err
 	}
 	if !ok {
-		return false, Record{}, checkNoEtcd(dir)
+		return false, Record{}, checkNoEtcd(filesOf(dir, database))
 	}
 	f := filesOf(dir, rec.Database)
 	if rec.State == Promoted {
@@ -41,7 +42,7 @@ func recoverPromotion(dir string, log *slog.Logger) (bool, Record, error) {
 		return true, rec, nil
 	}
 	if rec.State == TakenBack {
-		return false, Record{}, checkNoEtcd(dir)
+		return false, Record{}, checkNoEtcd(f)
 	}
 	lock, err := f.lockReplica()
 	if err != nil {
@@ -87,29 +88,19 @@ func (f files) committed(token string) (bool, error) {
 }
 
 // checkNoEtcd refuses a directory whose record was lost: a mirror started there
-// would bootstrap anew beside a cluster that was written to.
-func checkNoEtcd(dir string) error {
-	found, err := filepath.Glob(EtcdDir(escapeGlob(dir), heliograph.DatabaseID("*")))
-	if err != nil {
-		return err
-	}
-	if len(found) > 0 {
-		return fmt.Errorf("%s is the data of a promoted etcd, but the record %s is missing: restore it, or start etcd itself on that directory", found[0], recordPath(dir))
+// would bootstrap anew beside a cluster that was written to, or a promotion remove
+// what the lost one had moved.
+func checkNoEtcd(f files) error {
+	for dir, path := range map[string]string{f.etcd: f.etcd, f.building: dbFile(f.building)} {
+		there, err := exists(path)
+		if err != nil {
+			return err
+		}
+		if there {
+			return fmt.Errorf("%s is the data of a promoted etcd, but the record %s is missing: restore it, or start etcd itself on that directory", dir, recordPath(f.dir))
+		}
 	}
 	return nil
-}
-
-// escapeGlob quotes what filepath.Match would take for a pattern.
-func escapeGlob(s string) string {
-	var out []byte
-	for i := range len(s) {
-		switch s[i] {
-		case '*', '?', '[', '\\':
-			out = append(out, '\\')
-		}
-		out = append(out, s[i])
-	}
-	return string(out)
 }
 
 // checkDataDir returns an error unless dir has what an etcd has left there. Without

@@ -57,6 +57,13 @@ func TestRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, want: "the record"},
+		"etcd under way without a record": {harm: func(t *testing.T, dir string) {
+			moved := filepath.Join(promote.EtcdDir(dir, database)+".partial", "member", "snap", "db")
+			if err := os.MkdirAll(filepath.Dir(moved), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			replace(t, filepath.Join(dir, db), moved)
+		}, want: "the record"},
 		"record is damaged": {harm: func(t *testing.T, dir string) {
 			if err := os.WriteFile(filepath.Join(dir, promote.RecordFile), []byte("{}"), 0o600); err != nil {
 				t.Fatal(err)

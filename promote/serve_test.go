@@ -2,8 +2,8 @@ package promote_test
 
 import (
 	"context"
-	"log/slog"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -165,7 +165,7 @@ func TestServeRefuses(t *testing.T) {
 	if err := os.Rename(promote.EtcdDir(dir, database), filepath.Join(t.TempDir(), "away")); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := promote.Recover(dir, nil); err == nil || !strings.Contains(err.Error(), "its etcd is gone") {
+	if _, _, err := promote.Recover(dir, database, nil); err == nil || !strings.Contains(err.Error(), "its etcd is gone") {
 		t.Errorf("Recover: %v", err)
 	}
 }
