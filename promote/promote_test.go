@@ -342,7 +342,7 @@ func TestCancelled(t *testing.T) {
 	if rec, ok, err := promote.Read(dir); !ok || err != nil || rec.State != promote.TakenBack || rec.By != "test" {
 		t.Errorf("the record for the audit: %+v, %v, %v", rec, ok, err)
 	}
-	if promoted, _, err := promote.Recover(dir, nil); promoted || err != nil {
+	if promoted, _, err := promote.Recover(dir, database, nil); promoted || err != nil {
 		t.Errorf("recovered: %v, %v", promoted, err)
 	}
 	if err := promote.NoteAudit(dir); err != nil {

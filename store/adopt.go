@@ -43,7 +43,7 @@ func (s *Store) Adopt(to heliograph.Lineage) error {
 	tx.LockOutsideApply()
 	putLineage(tx, now.Origin, list)
 	tx.Unlock()
-	s.loose.Store(true)
+	c.loose.Add(1)
 	s.commit(c)
 	c.lineage.Store(&now)
 	s.generation.Add(1)

@@ -54,7 +54,7 @@ func (s *Store) writeAuth(a *heliograph.AccessControl) error {
 	tx.LockOutsideApply()
 	putAuth(tx, a)
 	tx.Unlock()
-	s.loose.Store(true)
+	c.loose.Add(1)
 	return nil
 }
 

@@ -23,25 +23,26 @@ func (s *Store) Commit() (int64, error) {
 }
 
 // commit returns the durable revision, which is at least what was applied when
-// it was called; leases and the like that were taken before are durable, too. Whoever gets commitMu commits for all who wait for it.
+// it was called; leases and the like that were written before are durable, too.
+// Whoever gets commitMu commits for all who wait for it.
 func (s *Store) commit(c *contents) int64 {
-	want := c.applied.Load()
-	if d := c.durable.Load(); d >= want && !s.loose.Load() {
+	want, loose := c.applied.Load(), c.loose.Load()
+	if d := c.durable.Load(); d >= want && c.looseDurable.Load() >= loose {
 		return d
 	}
 	s.commitMu.Lock()
 	defer s.commitMu.Unlock()
-	if d := c.durable.Load(); d >= want && !s.loose.Load() {
+	if d := c.durable.Load(); d >= want && c.looseDurable.Load() >= loose {
 		return d
 	}
-	// Read before the commit: what is applied while it runs is in the next.
-	rev := c.applied.Load()
+	// Read before the commit: what is written while it runs is in the next.
+	rev, loose := c.applied.Load(), c.loose.Load()
 	s.dirty.Store(0)
-	s.loose.Store(false)
 	start := time.Now()
 	c.be.ForceCommit()
 	s.metrics.commits.Observe(time.Since(start).Seconds())
 	c.durable.Store(rev)
+	c.looseDurable.Store(loose)
 	s.notify()
 	return rev
 }

@@ -37,6 +37,9 @@ type contents struct {
 	durable   atomic.Int64
 	compacted atomic.Int64 // what MVCC has been told and has written down
 	floor     atomic.Int64 // history at or below may be missing; raised before MVCC is told
+
+	loose        atomic.Int64 // counts what was written beside revisions: leases and the like
+	looseDurable atomic.Int64 // how much of that is durable
 }
 
 // openContents opens the file at path, which inspect has found good.

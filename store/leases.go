@@ -230,7 +230,7 @@ func (s *Store) writeLeases(c *contents, steps []leaseStep) {
 	tx.LockOutsideApply()
 	putLeases(tx, steps)
 	tx.Unlock()
-	s.loose.Store(true)
+	c.loose.Add(1)
 }
 
 func putLeases(tx backend.BatchTx, steps []leaseStep) {

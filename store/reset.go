@@ -48,7 +48,6 @@ func (s *Store) Reset() error {
 	s.auth.Store(nil)
 	s.generation.Add(1)
 	s.dirty.Store(0)
-	s.loose.Store(false)
 	s.wg.Go(func() { s.closeEpoch(c) })
 	s.metrics.resets.Inc()
 	s.log.Warn("contents dropped", "database", s.cfg.Database, "rev", rev, "origin", c.lineage.Load().Origin.String())

@@ -39,7 +39,6 @@ type Store struct {
 	cur        atomic.Pointer[contents] // nil before the first snapshot
 	generation atomic.Int64
 	dirty      atomic.Int64                             // bytes applied and not yet committed
-	loose      atomic.Bool                              // something beside revisions is not yet committed
 	auth       atomic.Pointer[heliograph.AccessControl] // nil while not known
 
 	kick    chan struct{} // capacity 1: the keeper has something to look at
