@@ -112,7 +112,7 @@ func (c *Config) resolve() error {
 		}
 	}
 	if c.PeerURL = strings.TrimSuffix(c.PeerURL, "/"); c.PeerURL != "" {
-		if _, err := parseURL(c.PeerURL); err != nil {
+		if _, err := parsePeerURL(c.PeerURL); err != nil {
 			return fmt.Errorf("peer URL: %w", err)
 		}
 	}

@@ -100,7 +100,7 @@ func export(ctx context.Context, st *store.Store, dir *dataDir, opts ExportOptio
 		return heliograph.Fork{}, &promote.MisuseError{Err: fmt.Errorf("export: %w", err)}
 	}
 	if opts.PeerURL != "" {
-		if _, err := parseURL(opts.PeerURL); err != nil {
+		if _, err := parsePeerURL(opts.PeerURL); err != nil {
 			return heliograph.Fork{}, &promote.MisuseError{Err: fmt.Errorf("export: --peer-url %w", err)}
 		}
 	}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -8,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"syscall"
+	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/pkg/v3/netutil"
@@ -56,7 +58,7 @@ func (n *Node) peerURL(asked string) (string, error) {
 	switch {
 	case asked != "" && n.cfg.PeerURL != "" && asked != n.cfg.PeerURL:
 		// After a restart the node would go by its own.
-		return "", fmt.Errorf("the node was started with --peer-url %s: leave it out here, or restart the node with the other one", n.cfg.PeerURL)
+		return asked, fmt.Errorf("the node was started with --peer-url %s: leave it out here, or restart the node with the other one", n.cfg.PeerURL)
 	case asked != "":
 		return asked, nil
 	case n.cfg.PeerURL != "":
@@ -79,6 +81,37 @@ func parseURL(s string) (*url.URL, error) {
 		return nil, fmt.Errorf("%.200q: want http://host:port or https://host:port", s)
 	}
 	return u, nil
+}
+
+// parsePeerURL reads a URL that members are told: it names a host.
+func parsePeerURL(s string) (*url.URL, error) {
+	u, err := parseURL(s)
+	if err != nil {
+		return nil, err
+	}
+	if ip, err := netip.ParseAddr(u.Hostname()); err == nil && ip.IsUnspecified() {
+		return nil, fmt.Errorf("%.200q: members are told this, and it names no host: use an address or a name of this machine", s)
+	}
+	return u, nil
+}
+
+// resolveWait is how long a plan waits for the name in the URL that members are told.
+const resolveWait = time.Second
+
+// unresolved says that this machine does not know the name in a peer URL; empty if
+// it does. Members may know it all the same.
+func unresolved(ctx context.Context, peerURL string) string {
+	u, err := url.Parse(peerURL)
+	if err != nil || u.Hostname() == "" {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, resolveWait)
+	defer cancel()
+	// Go's own resolver leaves nothing behind when its context ends.
+	if _, err := (&net.Resolver{PreferGo: true}).LookupHost(ctx, u.Hostname()); err == nil || errors.Is(ctx.Err(), context.Canceled) {
+		return ""
+	}
+	return fmt.Sprintf("this machine does not find %s, and members have to", u.Hostname())
 }
 
 // listenPeers listens where members will reach the promoted etcd, and returns the
@@ -114,7 +147,13 @@ func (n *Node) tryPeers(peerURL string) (string, error) {
 	if n.peersTaken {
 		return "", errPromoting
 	}
+	if _, err := parsePeerURL(peerURL); err != nil {
+		return "", fmt.Errorf("--peer-url %w", err)
+	}
 	lis, at, err := n.listenPeers(peerURL)
+	if err != nil && n.cfg.PeerURL != "" {
+		err = fmt.Errorf("%w; the node was started with it, and goes by another one when it is restarted with that", err)
+	}
 	if err != nil {
 		return "", err
 	}

@@ -74,6 +74,7 @@ type Plan struct {
 	ClientCertificates bool     `json:"client_certificates"` // etcd will demand one of --client-ca from every client
 	PeerURL            string   `json:"peer_url"`            // where members will reach it
 	PeerListen         string   `json:"peer_listen"`         // where it will listen for them
+	PeerWarning        string   `json:"peer_warning"`        // why they may not reach it; empty: nothing is known against it
 
 	Bump     BumpAdvice `json:"bump"`
 	Refusals []Refusal  `json:"refusals"` // empty: it may be promoted
@@ -240,6 +241,7 @@ func (m *mirroring) plan(ctx context.Context, opts PromoteOptions, promoting boo
 	if plan.PeerURL, f.peers = m.node.peerURL(opts.PeerURL); f.peers == nil && !promoting {
 		plan.PeerListen, f.peers = m.node.tryPeers(plan.PeerURL)
 	}
+	plan.PeerWarning = unresolved(ctx, plan.PeerURL)
 	plan.Bump = advise(f)
 	plan.Refusals = append(plan.Refusals, refusals(f)...)
 	return plan, f

@@ -388,7 +388,7 @@ func TestNeverPromoted(t *testing.T) {
 	n = open(t, cfg)
 	stop = run(t, n)
 	waitAt(t, n, rev)
-	if _, err := n.Promote(t.Context(), force); !refusedBecause(err, "the port is in use", false) {
+	if _, err := n.Promote(t.Context(), force); !refusedBecause(err, "the port is in use", false) || !strings.Contains(err.Error(), "the node was started with it") {
 		t.Errorf("with a peer port in use: %v", err)
 	}
 	other := force
@@ -407,6 +407,10 @@ func TestNeverPromoted(t *testing.T) {
 	other.PeerURL = "https://127.0.0.1:2380"
 	if _, err := n.Promote(t.Context(), other); !refusedBecause(err, "https between members", false) {
 		t.Errorf("with https between members: %v", err)
+	}
+	other.PeerURL = "http://[::]:2380"
+	if _, err := n.Promote(t.Context(), other); !refusedBecause(err, "names no host", false) {
+		t.Errorf("with a peer URL that nobody reaches: %v", err)
 	}
 	other.PeerURL, other.BumpRevision = fmt.Sprintf("http://127.0.0.1:%d", proctest.FreePorts(t, 1)[0]), 1<<62
 	if _, err := n.Promote(t.Context(), other); !refusedBecause(err, "cannot be bumped", false) {

@@ -93,7 +93,7 @@ func checkExport(opts node.ExportOptions, dir, admin, output string) error {
 		return fmt.Errorf("--bump-revision %d: want a positive number, such as %d", opts.BumpRevision, int64(node.SuggestedBump))
 	}
 	if opts.PeerURL != "" {
-		if err := checkURL(opts.PeerURL); err != nil {
+		if err := checkPeerURL(opts.PeerURL); err != nil {
 			return fmt.Errorf("--peer-url %q: %w", opts.PeerURL, err)
 		}
 	}

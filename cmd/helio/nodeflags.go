@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -108,7 +109,7 @@ func (f *nodeFlags) config(talk *screen, role heliograph.Role) (node.Config, err
 		}
 	}
 	if f.peerURL != "" {
-		if err := checkURL(f.peerURL); err != nil {
+		if err := checkPeerURL(f.peerURL); err != nil {
 			return fail(fmt.Errorf("--peer-url %q: %w", f.peerURL, err))
 		}
 	}
@@ -217,6 +218,21 @@ func checkURL(s string) error {
 	}
 	if _, err := strconv.ParseUint(u.Port(), 10, 16); err != nil {
 		return fmt.Errorf("port %q: want a number from 1 to 65535", u.Port())
+	}
+	return nil
+}
+
+// checkPeerURL checks the URL of an etcd that members are told.
+func checkPeerURL(s string) error {
+	if err := checkURL(s); err != nil {
+		return err
+	}
+	u, err := url.Parse(s)
+	if err != nil {
+		return err
+	}
+	if ip, err := netip.ParseAddr(u.Hostname()); err == nil && ip.IsUnspecified() {
+		return errors.New("members are told this, and it names no host: use an address or a name of this machine")
 	}
 	return nil
 }

@@ -59,7 +59,7 @@ lost, and what stands against it.`,
 				return usageError{fmt.Errorf("--bump-revision %d: want a positive number, such as %d", opts.BumpRevision, int64(node.SuggestedBump))}
 			}
 			if opts.PeerURL != "" {
-				if err := checkURL(opts.PeerURL); err != nil {
+				if err := checkPeerURL(opts.PeerURL); err != nil {
 					return usageError{fmt.Errorf("--peer-url %q: %w", opts.PeerURL, err)}
 				}
 			}
@@ -286,6 +286,9 @@ func ago(ms int64) string {
 }
 
 func clientNeeds(p node.Plan) string {
+	if len(p.ClientURLs) == 0 {
+		return "none are served: the node was started without --listen-clients"
+	}
 	var needs []string
 	if p.ClientCertificates {
 		needs = append(needs, "a certificate of --client-ca")
@@ -300,10 +303,17 @@ func clientNeeds(p node.Plan) string {
 }
 
 func peersListen(p node.Plan) string {
-	if p.PeerListen == "" || p.PeerListen == p.PeerURL {
+	var notes []string
+	if p.PeerListen != "" && p.PeerListen != p.PeerURL {
+		notes = append(notes, "listening on "+p.PeerListen)
+	}
+	if p.PeerWarning != "" {
+		notes = append(notes, p.PeerWarning)
+	}
+	if len(notes) == 0 {
 		return ""
 	}
-	return " (listening on " + p.PeerListen + ")"
+	return " (" + strings.Join(notes, "; ") + ")"
 }
 
 // printPromoted says what a promotion has made, and what to do next.
