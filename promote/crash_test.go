@@ -143,6 +143,29 @@ func TestEndsAtEachStep(t *testing.T) {
 	}
 }
 
+// A record that was being written when the process was killed goes at the next start;
+// copies that somebody made stay.
+func TestUnwrittenRecordGoes(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"node.json", "promotion.json.bak", "default.db.1"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept := tree(t, dir)
+	for _, name := range []string{".660560876", ".1"} {
+		if err := os.WriteFile(filepath.Join(dir, promote.RecordFile+name), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if promoted, _, err := promote.Recover(dir, nil); promoted || err != nil {
+		t.Fatal(promoted, err)
+	}
+	if got := tree(t, dir); got != kept {
+		t.Errorf("the directory has\n%swant\n%s", got, kept)
+	}
+}
+
 // Killed with -9 at 50 random moments.
 func TestKilled(t *testing.T) {
 	t.Parallel()

@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/heliograph/heliograph"
 )
@@ -16,14 +19,37 @@ func recordPath(dir string) string { return filepath.Join(dir, RecordFile) }
 // short after its commit, or takes back one that was cut short before. A node
 // runs it at every start, before its store is opened. It reports whether the node
 // is promoted; if it is, the store must not be opened, and its etcd is in
-// EtcdDir(dir, record.Database). In a directory without a promotion it reads three
+// EtcdDir(dir, record.Database). In a directory without a promotion it reads its
 // names and does nothing; database is the one that the directory is of. log may be
 // nil.
 func Recover(dir string, database heliograph.DatabaseID, log *slog.Logger) (promoted bool, rec Record, err error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return recoverPromotion(dir, database, log)
+	promoted, rec, err = recoverPromotion(dir, database, log)
+	if err == nil {
+		removeUnwritten(dir, log)
+	}
+	return promoted, rec, err
+}
+
+// removeUnwritten removes the records that [writeFile] was writing when the process
+// was killed. They harm nobody.
+func removeUnwritten(dir string, log *slog.Logger) {
+	list, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	for _, entry := range list {
+		// The number is what os.CreateTemp has chosen; a copy that somebody made stays.
+		number, ok := strings.CutPrefix(entry.Name(), RecordFile+".")
+		if _, nerr := strconv.ParseUint(number, 10, 64); ok && nerr == nil {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, entry.Name())))
+		}
+	}
+	if err != nil {
+		log.Warn("what was left of a promotion record cannot be removed", "err", err)
+	}
 }
 
 func recoverPromotion(dir string, database heliograph.DatabaseID, log *slog.Logger) (bool, Record, error) {
