@@ -158,7 +158,7 @@ func TestUnwrittenRecordGoes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if promoted, _, err := promote.Recover(dir, nil); promoted || err != nil {
+	if promoted, _, err := promote.Recover(dir, database, nil); promoted || err != nil {
 		t.Fatal(promoted, err)
 	}
 	if got := tree(t, dir); got != kept {
