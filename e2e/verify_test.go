@@ -117,6 +117,64 @@ func TestRow27BitRot(t *testing.T) {
 	}
 }
 
+// While the source is lost, what a mirror holds may be the only copy: neither does an
+// operator drop it without saying so, nor the mirror by itself.
+func TestResyncKeepsTheOnlyCopy(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	client := etcd.Client(t)
+	pki := heliotest.NewPKI(t)
+	source := pki.Source("prod-us", etcd.Endpoints())
+	mirror := pki.Mirror("prod-eu", source, false)
+	damaged := pki.Mirror("prod-ap", source, false, "--on-divergence", "resync")
+	if _, err := client.Put(t.Context(), "b", marker); err != nil {
+		t.Fatal(err)
+	}
+	rev := put(t, client, "c", 50)
+	source.WaitStatus("durable", time.Minute, func(s heliograph.Status) bool { return s.DurableRevision >= rev })
+	mirror.WaitApplied(rev)
+	stopAt(t, rev, damaged)
+	flip(t, damaged, marker)
+	lose(etcd, source)
+	damaged.Start()
+	damaged.WaitDiverged()
+	awaitLoss(mirror)
+	deadline := time.Now().Add(time.Minute)
+	for !strings.Contains(damaged.Log(), "no resync by itself before the upstream answers") {
+		if time.Now().After(deadline) {
+			t.Fatal("the damaged mirror says nothing of what it waits for")
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	for _, n := range []*heliotest.Node{mirror, damaged} {
+		err := n.TryResync()
+		if err == nil || !strings.Contains(err.Error(), "only copy") || !strings.Contains(err.Error(), "helio promote") || !strings.Contains(err.Error(), "helio export") {
+			t.Errorf("%s: %v", n.Name(), err)
+		}
+		if s, err := n.Status(); err != nil || s.AppliedRevision != rev {
+			t.Errorf("%s holds revision %d, %v, want %d", n.Name(), s.AppliedRevision, err, rev)
+		}
+	}
+	mirror.Resync("--force")
+	if s, err := mirror.Status(); err != nil || s.AppliedRevision != 0 {
+		t.Errorf("forced: it holds revision %d, %v", s.AppliedRevision, err)
+	}
+	for _, want := range []string{"forced=false outcome=refused", `forced=true outcome="the replica is dropped"`} {
+		if strings.Count(mirror.Log(), want) != 1 {
+			t.Errorf("no line of audit has %s", want)
+		}
+	}
+
+	etcd.Restart(t)
+	source.Start()
+	heliotest.RequireEqual(t, etcd, put(t, etcd.Client(t), "d", 10), source, mirror, damaged)
+	if got := damaged.Snapshots(); got != 2 {
+		t.Errorf("the damaged mirror has installed %d snapshots, want 2", got)
+	}
+	mirror.Resync() // with its source back
+	mirror.WaitApplied(rev)
+}
+
 // Row 28: what could not be checked is unknown and not equal, everywhere; and what
 // was proved before keeps its age.
 func TestRow28UnknownIsNotEqual(t *testing.T) {

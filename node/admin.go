@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -61,15 +62,24 @@ func (n *Node) adminRoutes(lis net.Listener) http.Handler {
 			http.Error(w, err.Error(), http.StatusForbidden)
 			return
 		}
+		var opts ResyncOptions
+		if err := readOptions(w, r, &opts); err != nil && !errors.Is(err, io.EOF) { // none are needed
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
 		ctx, cancel := context.WithTimeout(r.Context(), adminRequestTimeout)
 		defer cancel()
 		rev := n.Status()[0].AppliedRevision
-		if err := n.Resync(ctx); err != nil {
-			n.audit("resync", by, "rev", rev, "outcome", "failed", "err", err)
+		if err := n.Resync(ctx, opts); err != nil {
+			outcome := "failed"
+			if _, refused := errors.AsType[*OnlyCopyError](err); refused {
+				outcome = "refused"
+			}
+			n.audit("resync", by, "rev", rev, "forced", opts.Force, "outcome", outcome, "err", err)
 			http.Error(w, err.Error(), errorCode(err))
 			return
 		}
-		n.audit("resync", by, "rev", rev, "outcome", "the replica is dropped")
+		n.audit("resync", by, "rev", rev, "forced", opts.Force, "outcome", "the replica is dropped")
 		fmt.Fprintln(w, "ok")
 	})
 	n.promotionRoutes(mux, lis)

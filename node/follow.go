@@ -31,6 +31,50 @@ func ParseOnDivergence(s string) (OnDivergence, error) {
 // once is not mended by copying it once more.
 const resyncPause = 10 * time.Minute
 
+// A replica whose upstream is gone may be the only copy. answerWait is how long a
+// diverged node's upstream, which has no connection, has to show that it is there;
+// answerPause is how long a node that resyncs by itself waits before it asks again.
+const (
+	answerWait  = 5 * time.Second
+	answerPause = 5 * time.Second
+)
+
+// ResyncOptions say how to resync.
+type ResyncOptions struct {
+	Force bool `json:"force"` // also what may be the only copy
+}
+
+// OnlyCopyError is what a resync is refused with. Nothing was changed.
+type OnlyCopyError struct {
+	Rev int64  // that the replica holds
+	Why string // there is no upstream to copy from
+}
+
+func (e *OnlyCopyError) Error() string {
+	return fmt.Sprintf("not resynced: what this node holds, up to revision %d, may be the only copy, since it has no upstream to copy from just now (%s): "+
+		"helio promote makes an etcd of it, helio export saves it elsewhere; --force drops it all the same", e.Rev, e.Why)
+}
+
+// onlyCopy returns an *OnlyCopyError unless the replica is empty, or the upstream is
+// there to fill it again.
+func (m *mirroring) onlyCopy(ctx context.Context) error {
+	rev, v := m.store.Applied(), m.tracker.View()
+	if rev == 0 || v.Alive {
+		return nil
+	}
+	why := v.Why
+	if v.State == heliograph.Diverged {
+		ctx, cancel := context.WithTimeout(ctx, answerWait)
+		defer cancel()
+		err := m.upstream.Answers(ctx)
+		if err == nil {
+			return nil
+		}
+		why = err.Error()
+	}
+	return &OnlyCopyError{Rev: rev, Why: why}
+}
+
 var errResync = errors.New("a resync was asked for")
 
 // resync is a request to drop the replica.
@@ -112,21 +156,29 @@ func (m *mirroring) followOnce(ctx context.Context) (asked *resync, err error) {
 
 // awaitResync waits until a diverged node is to resync: because somebody asks, or,
 // if it is configured so, by itself, which returns nil. So does the end of ctx. One
-// that was pointed at another cluster does not by itself.
+// that was pointed at another cluster does not by itself, nor does one while its
+// upstream is gone.
 func (m *mirroring) awaitResync(ctx context.Context, again time.Time) *resync {
 	var itself <-chan time.Time
 	if m.cfg.OnDivergence == Resync && m.movedFrom() == "" {
-		t := time.NewTimer(time.Until(again))
-		defer t.Stop()
-		itself = t.C
+		itself = time.After(time.Until(again))
 	}
-	select {
-	case r := <-m.resyncs:
-		return &r
-	case <-itself:
-		return nil
-	case <-ctx.Done():
-		return nil
+	for said := false; ; said = true {
+		select {
+		case r := <-m.resyncs:
+			return &r
+		case <-itself:
+			err := m.onlyCopy(ctx)
+			if err == nil {
+				return nil
+			}
+			if !said {
+				m.cfg.Log.Warn("no resync by itself before the upstream answers", "err", err)
+			}
+			itself = time.After(answerPause)
+		case <-ctx.Done():
+			return nil
+		}
 	}
 }
 

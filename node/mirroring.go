@@ -28,6 +28,8 @@ type upstream interface {
 	Run(ctx context.Context) error
 	// ReadIndex asks for the origin's newest revision.
 	ReadIndex(ctx context.Context) (int64, error)
+	// Answers returns nil if the upstream is there just now, and has a history.
+	Answers(ctx context.Context) error
 }
 
 // mirroring is what a node is until it is promoted: a store, what fills it, and

@@ -274,11 +274,17 @@ func (n *Node) Verify(ctx context.Context) heliograph.Verification {
 
 // Resync drops what the replica holds and bootstraps anew from the upstream,
 // whatever history that has. It returns when the replica is dropped; readers get
-// errors until the new snapshot is there. Run must be running.
-func (n *Node) Resync(ctx context.Context) error {
+// errors until the new snapshot is there. What may be the only copy is not dropped
+// unless it is forced: that is an *OnlyCopyError. Run must be running.
+func (n *Node) Resync(ctx context.Context, opts ResyncOptions) error {
 	m, _ := n.phase()
 	if m == nil {
 		return errPromoted
+	}
+	if !opts.Force {
+		if err := m.onlyCopy(ctx); err != nil {
+			return err
+		}
 	}
 	return m.resync(ctx)
 }

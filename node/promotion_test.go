@@ -194,7 +194,7 @@ func TestPromotedNode(t *testing.T) {
 		if v := n.Verify(t.Context()); v.Result != heliograph.VerifyUnknown || !strings.Contains(v.Why, "promoted") {
 			t.Errorf("verify: %+v", v)
 		}
-		if err := n.Resync(t.Context()); err == nil || !strings.Contains(err.Error(), "promoted") {
+		if err := n.Resync(t.Context(), node.ResyncOptions{}); err == nil || !strings.Contains(err.Error(), "promoted") {
 			t.Errorf("resync: %v", err)
 		}
 		if _, err := n.Export(t.Context(), node.ExportOptions{Out: t.TempDir() + "/x"}); err == nil || !strings.Contains(err.Error(), "etcdctl snapshot save") {

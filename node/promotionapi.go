@@ -87,7 +87,20 @@ func errorCode(err error) int {
 	if _, conflict := errors.AsType[*conflictError](err); conflict {
 		return http.StatusConflict
 	}
+	if _, only := errors.AsType[*OnlyCopyError](err); only {
+		return http.StatusConflict
+	}
 	return http.StatusInternalServerError
+}
+
+// readOptions reads what comes with a request; an [io.EOF] says that nothing does.
+func readOptions(w http.ResponseWriter, r *http.Request, options any) error {
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxPromoteBytes))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(options); err != nil {
+		return fmt.Errorf("the options cannot be read: %w", err)
+	}
+	return nil
 }
 
 // take reads an operator's request into options, or answers why not. The answer may
@@ -98,10 +111,8 @@ func (n *Node) take(w http.ResponseWriter, r *http.Request, lis net.Listener, op
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return false
 	}
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxPromoteBytes))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(options); err != nil {
-		http.Error(w, fmt.Sprintf("the options cannot be read: %v", err), http.StatusBadRequest)
+	if err := readOptions(w, r, options); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
 		return false
 	}
 	*by = who

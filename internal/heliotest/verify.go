@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -32,10 +33,23 @@ func (n *Node) Verify() heliograph.Verification {
 	return v
 }
 
-// Resync has the node drop its replica and begin anew.
-func (n *Node) Resync() {
+// Resync has the node drop its replica and begin anew. A failure fails the test.
+func (n *Node) Resync(args ...string) {
 	n.tb.Helper()
-	Run(n.tb, "resync", "--admin", n.Socket())
+	if err := n.TryResync(args...); err != nil {
+		n.tb.Fatalf("%s: %v", n.Name(), err)
+	}
+}
+
+// TryResync runs `helio resync` on the node, and returns what it says on stderr.
+func (n *Node) TryResync(args ...string) error {
+	ctx, cancel := context.WithTimeout(n.tb.Context(), answerWait)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, Binary(n.tb), append([]string{"resync", "--admin", n.Socket()}, args...)...)
+	if talk, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("helio resync: %w: %s", err, talk)
+	}
+	return nil
 }
 
 // Socket returns the address of the node's admin socket.

@@ -1,0 +1,51 @@
+package link
+
+import (
+	"context"
+	"time"
+)
+
+// Answers returns nil if a source is there just now that has a history to send, be it
+// another than the replica's; else why none is known. It makes a connection of its
+// own for one handshake, whether Run runs or not, and waits until ctx ends, shared out
+// evenly among the addresses.
+func (l *Link) Answers(ctx context.Context) (err error) {
+	for i, host := range l.cfg.Address.Hosts {
+		if err = l.answersAt(ctx, host, len(l.cfg.Address.Hosts)-i); err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
+}
+
+func (l *Link) answersAt(ctx context.Context, host string, left int) error {
+	if end, ok := ctx.Deadline(); ok {
+		timed, cancel := context.WithTimeout(ctx, time.Until(end)/time.Duration(left))
+		defer cancel()
+		ctx = timed
+	}
+	targets, err := l.resolve(ctx, host)
+	for _, t := range targets {
+		if err = l.greets(ctx, t); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+func (l *Link) greets(ctx context.Context, t target) error {
+	conn, err := l.dial(ctx, t)
+	if err != nil {
+		return explain(t.String(), l.cfg.Address.Cluster, err)
+	}
+	_, err = l.greet(ctx, conn, t)
+	err = explain(t.String(), l.cfg.Address.Cluster, err)
+	code := closeCode(ctx, err)
+	if cerr := conn.close(code, code.String()); cerr != nil {
+		l.cfg.Log.Debug("close", "peer", t.String(), "err", cerr)
+	}
+	if classify(err) == fatal {
+		return nil // it has another one
+	}
+	return err
+}
