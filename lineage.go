@@ -45,6 +45,16 @@ func (l Lineage) since(origin string) []Fork {
 	return nil
 }
 
+// LeftAt returns the fork at which this history left that of origin; false if it is
+// that one, or is not known to have left it.
+func (l Lineage) LeftAt(origin string) (Fork, bool) {
+	forks := l.since(origin)
+	if len(forks) == 0 || origin == l.Origin.String() {
+		return Fork{}, false
+	}
+	return forks[0], true
+}
+
 // Left returns the fork that bounds what the first history of a list of forks has in
 // common with the last. It is not always the first fork: a mirror that followed a
 // promoted cluster and was promoted itself before it had come as far as that fork

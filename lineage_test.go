@@ -57,6 +57,17 @@ func TestAdmit(t *testing.T) {
 	}
 }
 
+func TestLeftAt(t *testing.T) {
+	l := lineage()
+	l.Forks = append(l.Forks, heliograph.Fork{Origin: "ap/default@3", Revision: 300}) // its own id, once before
+	for origin, want := range map[string]int64{"us/default@1": 100, "eu/default@2": 250, "ap/default@3": 0, "eu/default@9": 0, "": 0} {
+		f, left := l.LeftAt(origin)
+		if f.Revision != want || left != (want > 0) {
+			t.Errorf("%q: left %v at %d, want %d", origin, left, f.Revision, want)
+		}
+	}
+}
+
 func TestAdopt(t *testing.T) {
 	to := lineage()
 	us, err := heliograph.ParseOrigin("us/default@1")

@@ -186,8 +186,15 @@ func (m *mirroring) awaitResync(ctx context.Context, again time.Time) *resync {
 func (m *mirroring) drop(asked *resync) error {
 	m.cfg.Log.Warn("resync: the replica is dropped", "cluster", m.cfg.Cluster, "database", m.cfg.Database,
 		"rev", m.store.Applied(), "origin", m.store.Origin().String(), "asked", asked != nil)
+	was := m.store.Lineage()
 	err := m.store.Reset()
 	if err == nil {
+		switch {
+		case asked != nil:
+			m.dropped = heliograph.Lineage{}
+		case !was.Origin.IsZero():
+			m.dropped = was
+		}
 		m.node.resynced.Inc()
 		m.tracker.Reset()
 		m.verifier.forget()

@@ -50,8 +50,9 @@ type mirroring struct {
 
 	unequal chan *heliograph.DivergedError // capacity 1: what a verification has found
 	resyncs chan resync
-	asks    chan *promotion // who sends waits for ended too
-	ended   chan struct{}   // closed when run has returned
+	dropped heliograph.Lineage // of the last replica that was dropped without being asked; of follow alone
+	asks    chan *promotion    // who sends waits for ended too
+	ended   chan struct{}      // closed when run has returned
 
 	mirrors net.PacketConn // for source
 	clients net.Listener   // for readapi
@@ -124,7 +125,7 @@ func (m *mirroring) buildUpstream() error {
 		TLS: func() *tls.Config {
 			return m.cfg.Credentials.ClientTLS(wire.ALPN, m.cfg.From.Cluster)
 		},
-		Replica: m.store, Reporter: m.tracker, Joined: m.joined, Mode: m.cfg.Mode, Log: log, Metrics: m.metrics,
+		Replica: m.store, Reporter: m.tracker, Joined: m.joined, Left: m.left, Mode: m.cfg.Mode, Log: log, Metrics: m.metrics,
 	})
 	if err != nil {
 		return err

@@ -37,6 +37,20 @@ func (m *mirroring) joined() {
 	}
 }
 
+// left returns the fork at which the replica's history left that of origin: a mirror
+// does not go back over it by itself, also when it has dropped what it held. Who
+// points it at another cluster may mean just that, and is told of the divergence.
+func (m *mirroring) left(origin string) (heliograph.Fork, bool) {
+	if m.movedFrom() != "" {
+		return heliograph.Fork{}, false
+	}
+	l := m.store.Lineage()
+	if l.Origin.IsZero() {
+		l = m.dropped
+	}
+	return l.LeftAt(origin)
+}
+
 // ofMove adds to a divergence that the mirror was pointed at another cluster, if it
 // was: then that may be the mistake.
 func (m *mirroring) ofMove(d *heliograph.DivergedError) *heliograph.DivergedError {

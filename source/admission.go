@@ -146,7 +146,7 @@ func (s *Server) admit(ctx context.Context, conn *quic.Conn, hello wire.Hello) (
 
 	switch {
 	case !d.Accepted():
-		return m, end(d.Code, "%s", d.Detail)
+		return m, &ending{code: d.Code, detail: d.Detail, origin: d.Origin}
 	case hello.LastAppliedLSN == 0:
 	case proven:
 		s.metrics.proven.Inc()
@@ -265,7 +265,7 @@ func (m *mirror) refuse(stream *quic.Stream, hello wire.Hello, e *ending) {
 		"hello_rev", hello.LastAppliedLSN, "rev", cfg.Replica.Applied(), "floor", cfg.Replica.Floor(),
 		"hello_origin", hello.Origin, "origin", cfg.Replica.Lineage().Origin.String(),
 		"hello_node", hello.NodeID, "node", cfg.NodeID)
-	ack := wire.HelloAck{ErrorCode: e.code, ErrorDetail: e.detail, SnapshotLSN: wire.NoSnapshot}
+	ack := wire.HelloAck{ErrorCode: e.code, ErrorDetail: e.detail, SnapshotLSN: wire.NoSnapshot, Origin: e.origin}
 	if e.code != heliograph.CodeNotAuthorized && e.code != heliograph.CodeObserverOnly {
 		ack.SourceClusterID = string(cfg.Cluster)
 	}

@@ -26,6 +26,7 @@ const (
 type ending struct {
 	code   heliograph.Code
 	detail string
+	origin string // session.Decision.Origin
 }
 
 func end(code heliograph.Code, format string, args ...any) *ending {

@@ -138,9 +138,11 @@ type HelloAck struct {
 	SnapshotLSN        uint64 // the revision of the snapshot that follows, or NoSnapshot
 	SnapshotBytesTotal uint64 // the snapshot's size; 0 without one
 
-	HeadLSN     int64    // the source's newest applied revision
-	CompactLSN  int64    // its compaction revision
-	Origin      string   // heliograph.Origin of what it holds
+	HeadLSN    int64 // the source's newest applied revision
+	CompactLSN int64 // its compaction revision
+	// Origin is the heliograph.Origin of what it holds. A refusal has it only if
+	// the mirror's is not known there.
+	Origin      string
 	NodeID      string   // identifies the source's data directory
 	Path        []string // node ids from the origin's source node down to this node
 	HeartbeatMS int64    // how often the source sends heartbeats; 0: not said

@@ -54,6 +54,9 @@ type Decision struct {
 	Detail   string          // for the mirror's operator; "" if accepted
 	Snapshot bool            // accepted with a snapshot; the entries follow behind it
 	From     int64           // accepted without: the first revision to send
+	// Origin is this node's, in a refusal of a mirror whose own origin is not known
+	// here: its history may have left this one. "" in any other.
+	Origin string
 	// Forks lead from what the mirror holds to what the source does, oldest first;
 	// none if they are of one origin.
 	Forks []heliograph.Fork
@@ -141,7 +144,11 @@ func checkOrigin(h Hello, _ Peer, n Node) Decision {
 	forks, diverged := n.Lineage.Admit(h.Origin, h.LastApplied)
 	switch {
 	case diverged != nil:
-		return refuse(heliograph.CodeDiverged, "%s", diverged.Why)
+		d := refuse(heliograph.CodeDiverged, "%s", diverged.Why)
+		if diverged.Rev == 0 {
+			d.Origin = n.Lineage.Origin.String()
+		}
+		return d
 	case len(forks) > n.MaxForks:
 		return refuse(heliograph.CodeDiverged, "the mirror holds %.200s, from which %d promotions lead to %s, more than the %d that can be told: "+
 			"helio resync on the mirror to follow it as it is now", h.Origin, len(forks), n.Lineage.Origin, n.MaxForks)

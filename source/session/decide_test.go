@@ -40,6 +40,8 @@ func TestDecide(t *testing.T) {
 	refuse := func(c heliograph.Code) session.Decision { return session.Decision{Code: c} }
 	from := func(rev int64) session.Decision { return session.Decision{From: rev} }
 	snapshot := session.Decision{Snapshot: true}
+	// The mirror's history may have left this one.
+	unknown := session.Decision{Code: heliograph.CodeDiverged, Origin: origin.String()}
 	tests := []struct {
 		name   string
 		change func(*h, *p, *n)
@@ -69,8 +71,8 @@ func TestDecide(t *testing.T) {
 		{"chain too long", func(_ *h, _ *p, n *n) { n.Path = make([]string, 16) }, refuse(heliograph.CodeCycle)},
 		{"longest chain", func(_ *h, _ *p, n *n) { n.Path = make([]string, 15) }, from(91)},
 		{"no data", func(_ *h, _ *p, n *n) { n.Applied, n.Lineage = 0, heliograph.Lineage{} }, refuse(heliograph.CodeNotReady)},
-		{"other origin", func(h *h, _ *p, _ *n) { h.Origin = "prod-us/default@abd" }, refuse(heliograph.CodeDiverged)},
-		{"other origin, fresh", func(h *h, _ *p, _ *n) { h.LastApplied, h.Origin = 0, "x" }, refuse(heliograph.CodeDiverged)},
+		{"other origin", func(h *h, _ *p, _ *n) { h.Origin = "prod-us/default@abd" }, unknown},
+		{"other origin, fresh", func(h *h, _ *p, _ *n) { h.LastApplied, h.Origin = 0, "x" }, unknown},
 		{"ahead of the origin", func(h *h, _ *p, _ *n) { h.LastApplied = 101 }, refuse(heliograph.CodeDiverged)},
 		{"ahead of the node only", func(h *h, _ *p, n *n) { h.LastApplied, n.Head = 101, 101 }, refuse(heliograph.CodeNotReady)},
 		{"ahead, origin not heard", func(h *h, _ *p, n *n) { h.LastApplied, n.Fresh = 101, false }, refuse(heliograph.CodeNotReady)},
@@ -129,7 +131,8 @@ func TestDecideOverAFork(t *testing.T) {
 			"the mirror has followed prod-us/default@abc up to revision 96, and prod-ap/default@123 left that at revision 95"},
 		{"promoted below the fork", func(h *session.Hello, n *session.Node) { n.Lineage.Forks[2].Revision = 80 }, session.Decision{Code: heliograph.CodeDiverged},
 			"left that at revision 80"},
-		{"unknown", func(h *session.Hello, _ *session.Node) { h.Origin = "prod-us/default@abd" }, session.Decision{Code: heliograph.CodeDiverged}, "no promotion is known"},
+		{"unknown", func(h *session.Hello, _ *session.Node) { h.Origin = "prod-us/default@abd" },
+			session.Decision{Code: heliograph.CodeDiverged, Origin: third.String()}, "no promotion is known"},
 		{"too many", func(_ *session.Hello, n *session.Node) { n.MaxForks = 1 }, session.Decision{Code: heliograph.CodeDiverged}, "2 promotions lead to"},
 		{"other records", func(h *session.Hello, n *session.Node) {
 			h.Proof = heliograph.Proof{Rev: 90, Tails: []heliograph.TailDigest{{From: 80, Sum: 1}}}
@@ -198,6 +201,7 @@ func TestDecideTellsStrangersNothing(t *testing.T) {
 	} {
 		for _, h := range []session.Hello{hello(), {Cluster: "wrong", Version: 7}} {
 			d := session.Decide(h, p, n)
+			d.Detail += d.Origin
 			for _, secret := range []string{"relay-eu", "default", "self-7", "top", "prod-us", "100", "someone", "abc"} {
 				if strings.Contains(d.Detail, secret) {
 					t.Errorf("detail %q tells %q", d.Detail, secret)

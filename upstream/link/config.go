@@ -41,6 +41,12 @@ type Config struct {
 	// not block for long. Nil is not called.
 	Joined func()
 
+	// Left returns the fork at which what the replica holds, or held, left the
+	// history of origin; false if it did not. A source of that history has not
+	// followed the promotion yet: it is passed over, and tried again. Nil never
+	// says so.
+	Left func(origin string) (heliograph.Fork, bool)
+
 	Mode    heliograph.Mode       // zero means Async
 	Log     *slog.Logger          // nil discards
 	Metrics prometheus.Registerer // nil registers none

@@ -87,6 +87,7 @@ func TestClassify(t *testing.T) {
 		{local("apply", &heliograph.DivergedError{}), fatal, "diverged"},
 		{&ConfigurationError{Why: "x"}, slow, "configuration"},
 		{&heliograph.RefusedError{Code: heliograph.CodeCycle}, slow, "refused"},
+		{&behindError{}, soon, "behind"},
 	} {
 		if got := classify(test.err); got != test.class {
 			t.Errorf("%v: class %d, want %d", test.err, got, test.class)

@@ -132,3 +132,83 @@ func TestForkIsNoWayBack(t *testing.T) {
 		t.Errorf("Run: %v", err)
 	}
 }
+
+// A source whose history the mirror's own has left is behind: the next address is
+// tried, and it again later; it is another history to who is pointed at it on purpose.
+func TestForkNotFollowedYet(t *testing.T) {
+	left := fork(90)
+	left.Cluster = "prod-eu"
+	heir := left.Heir()
+	// at brings a world's replica to the heir's revision 100.
+	at := func(w *world) *world {
+		w.replica.at(100).origin = heir
+		w.cfg.Left = heliograph.Lineage{Origin: heir, Forks: []heliograph.Fork{left}}.LeftAt
+		return w
+	}
+	refusal := wire.HelloAck{
+		ErrorCode: heliograph.CodeDiverged, ErrorDetail: "no promotion is known", SourceClusterID: "prod-us", SnapshotLSN: wire.NoSnapshot, Origin: origin.String(),
+	}
+	behind := func(c *conn) { c.send(refusal); c.leave(heliograph.CodeDiverged, "") }
+	follow := func(c *conn) {
+		ack := helloAck(101)
+		ack.Origin = heir.String()
+		c.accept(ack)
+		put(c.bulk(), upTo(t, 101, 101))
+		c.hold()
+	}
+	t.Run("goes over", func(t *testing.T) {
+		w := at(newWorld(t))
+		w.source(behind, behind, follow)
+		w.run()
+		w.applied(101)
+		for n := 1; n <= 2; n++ {
+			if err := w.lost(n); !strings.Contains(err.Error(), "has not followed the promotion of prod-eu yet: it holds prod-us/default@abc, which this mirror's history left at revision 90") {
+				t.Errorf("lost: %v", err)
+			}
+		}
+	})
+	t.Run("next address", func(t *testing.T) {
+		w := at(newWorld(t))
+		first := w.source(behind)
+		w.source(follow)
+		w.run()
+		w.applied(101)
+		if n := first.count(); n != 1 {
+			t.Errorf("asked the first %d times", n)
+		}
+	})
+	t.Run("on purpose", func(t *testing.T) {
+		w := at(newWorld(t))
+		w.cfg.Left = func(string) (heliograph.Fork, bool) { return heliograph.Fork{}, false }
+		w.source(behind)
+		if d, ok := errors.AsType[*heliograph.DivergedError](w.run().wait(t)); !ok || !strings.Contains(d.Why, "no promotion is known") {
+			t.Errorf("Run: %v", d)
+		}
+	})
+	t.Run("unknown to the mirror", func(t *testing.T) {
+		w := at(newWorld(t))
+		refusal.Origin = "prod-us/default@77"
+		w.source(behind)
+		if d, ok := errors.AsType[*heliograph.DivergedError](w.run().wait(t)); !ok {
+			t.Errorf("Run: %v", d)
+		}
+	})
+	// Which has dropped its replica, and the source knows nothing of it.
+	t.Run("holds nothing", func(t *testing.T) {
+		w := at(newWorld(t))
+		w.replica.origin, w.replica.applied = heliograph.Origin{}, 0
+		data := snapshotOf(500, chunkBytes)
+		w.source(func(c *conn) { c.accept(snapshotAck(50, data)); c.hold() }, func(c *conn) {
+			ack := snapshotAck(500, data)
+			ack.Origin = heir.String()
+			c.accept(ack)
+			c.giveSnapshot(500, data)
+			c.hold()
+		})
+		w.run()
+		w.applied(500)
+		if got := w.replica.Origin(); got != heir || w.replica.installs != 1 {
+			t.Errorf("holds %s after %d snapshots", got, w.replica.installs)
+		}
+	})
+}

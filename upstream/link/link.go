@@ -57,8 +57,8 @@ func (l *Link) Run(ctx context.Context) error {
 	}
 }
 
-// round tries every address once, in turn. An address that does not answer, or
-// has to be mended by somebody, hands over to the next at once; the wait for
+// round tries every address once, in turn. An address that does not answer, is
+// behind, or has to be mended by somebody, hands over to the next at once; the wait for
 // those comes at the end. A source that did answer is left for a while first,
 // or a whole herd of mirrors would run from one address to the next.
 func (l *Link) round(ctx context.Context, retry *backoff) error {
@@ -153,7 +153,7 @@ func (l *Link) show(err error) {
 type outcome struct {
 	err        error
 	met        bool          // somebody is there
-	answered   bool          // a heliograph answered the hello
+	answered   bool          // a heliograph answered the hello, and is not behind
 	lived      time.Duration // as an accepted mirror
 	progressed bool          // the replica came further
 }
@@ -275,6 +275,12 @@ func (l *Link) greet(ctx context.Context, conn *connection, t target) (*session,
 	ack, err := wire.DecodeHelloAck(payload)
 	if err != nil {
 		return nil, brokenPayload(kind, err)
+	}
+	if !ack.Accepted || at.Origin.IsZero() {
+		// Accepted over a fork, the source has shown how its history came from ours.
+		if err := l.cfg.behind(ack.Origin); err != nil {
+			return nil, err
+		}
 	}
 	plan, err := checkAck(l.cfg.Address, l.cfg.NodeID, at, ack)
 	if err != nil {

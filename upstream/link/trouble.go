@@ -49,6 +49,30 @@ type fault struct {
 func (f *fault) Error() string { return f.err.Error() }
 func (f *fault) Unwrap() error { return f.err }
 
+// behindError says that a source has the history that the mirror's own left: it has
+// not followed that promotion yet.
+type behindError struct {
+	origin string
+	fork   heliograph.Fork
+}
+
+func (e *behindError) Error() string {
+	return fmt.Sprintf("the source has not followed the promotion of %s yet: it holds %.200s, which this mirror's history left at revision %d; "+
+		"the mirror goes on when the source, or another that --from names, has followed; or helio resync on the mirror to drop its history and follow that of the source",
+		e.fork.Cluster, e.origin, e.fork.Revision)
+}
+
+// behind returns a behindError if a source of origin is behind.
+func (c *Config) behind(origin string) error {
+	if c.Left == nil || origin == "" {
+		return nil
+	}
+	if f, ok := c.Left(origin); ok {
+		return &behindError{origin, f}
+	}
+	return nil
+}
+
 // broken says that the source sent what the protocol does not allow.
 func broken(format string, args ...any) error {
 	return &fault{"protocol", heliograph.CodeProtocol, fmt.Errorf("source broke the protocol: "+format, args...)}
@@ -89,6 +113,9 @@ func classify(err error) class {
 	if _, ok := errors.AsType[*heliograph.DivergedError](err); ok {
 		return fatal
 	}
+	if _, ok := errors.AsType[*behindError](err); ok {
+		return soon
+	}
 	if r, ok := errors.AsType[*heliograph.RefusedError](err); ok {
 		switch {
 		case r.Code == heliograph.CodeDiverged:
@@ -116,6 +143,9 @@ func reason(err error) string {
 	}
 	if f, ok := errors.AsType[*fault](err); ok {
 		return f.reason
+	}
+	if _, ok := errors.AsType[*behindError](err); ok {
+		return "behind"
 	}
 	if _, ok := errors.AsType[*heliograph.RefusedError](err); ok {
 		return "refused"
