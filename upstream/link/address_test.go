@@ -84,3 +84,80 @@ func TestSameAddressAfterReset(t *testing.T) {
 		t.Errorf("tried %v, want %v", w.reporter.connecting, want)
 	}
 }
+
+// Of several addresses one that says that the histories differ is passed over, and is
+// believed when all say so, or no other was followed of late.
+func TestDivergedOneOfSeveral(t *testing.T) {
+	other := func(c *conn) { c.refuse(heliograph.CodeDiverged, "other records") }
+	diverged := func(t *testing.T, err error) {
+		t.Helper()
+		if d, ok := errors.AsType[*heliograph.DivergedError](err); !ok || d.Why != "other records" {
+			t.Errorf("Run: %v", err)
+		}
+	}
+	follow := func(c *conn) { c.accept(helloAck(101)); put(c.bulk(), upTo(t, 101, 101)); c.hold() }
+	t.Run("another can be followed", func(t *testing.T) {
+		w := newWorld(t)
+		w.replica.at(100)
+		w.cfg.SlowRetry = time.Hour
+		first := w.source(other)
+		// It is gone for a moment, and comes back.
+		w.source(
+			func(c *conn) { c.accept(helloAck(100)); c.goodbye(heliograph.CodeShuttingDown, "") },
+			func(c *conn) { c.refuse(heliograph.CodeNotReady, "") },
+			func(c *conn) { c.refuse(heliograph.CodeNotReady, "") },
+			follow,
+		)
+		w.run()
+		w.applied(101)
+		if n := first.count(); n != 4 {
+			t.Errorf("asked the first %d times, want once in each round", n)
+		}
+	})
+	t.Run("all say so", func(t *testing.T) {
+		w := newWorld(t)
+		w.replica.at(100)
+		w.cfg.SlowRetry = time.Hour
+		first, second := w.source(other), w.source(other)
+		diverged(t, w.run().wait(t))
+		if first.count() != 1 || second.count() != 1 {
+			t.Errorf("asked %d and %d times, want each once", first.count(), second.count())
+		}
+	})
+	away := func(c *conn) { c.refuse(heliograph.CodeNotReady, "") }
+	t.Run("no other was followed", func(t *testing.T) {
+		w := newWorld(t)
+		w.replica.at(100)
+		w.cfg.SlowRetry = time.Hour
+		first, second := w.source(other), w.source(away)
+		diverged(t, w.run().wait(t))
+		if first.count() != 1 || second.count() != 1 {
+			t.Errorf("asked %d and %d times, want each once", first.count(), second.count())
+		}
+	})
+	t.Run("no other comes back", func(t *testing.T) {
+		w := newWorld(t)
+		w.replica.at(100)
+		w.source(other)
+		w.source(func(c *conn) { c.accept(helloAck(100)); c.goodbye(heliograph.CodeShuttingDown, "") }, away)
+		diverged(t, w.run().wait(t))
+	})
+	t.Run("after a reset", func(t *testing.T) {
+		w := newWorld(t)
+		w.replica.at(100)
+		w.cfg.SlowRetry = time.Hour
+		w.source(func(c *conn) { c.accept(helloAck(100)); c.goodbye(heliograph.CodeReset, "") }, other)
+		diverged(t, w.run().wait(t))
+	})
+	t.Run("what a source sent does not fit", func(t *testing.T) {
+		w := newWorld(t)
+		w.replica.at(100)
+		w.replica.applyErr = func(int64) error { return &heliograph.DivergedError{Why: "other records"} }
+		w.source(follow)
+		second := w.source(follow)
+		diverged(t, w.run().wait(t))
+		if n := second.count(); n != 0 {
+			t.Errorf("asked the second %d times", n)
+		}
+	})
+}

@@ -89,26 +89,29 @@ func TestDiverged(t *testing.T) {
 		name   string
 		script script
 		apply  error
+		alone  bool // there is no other address
 		want   string
 	}{
-		{"other origin", other, nil, "the mirror holds prod-us/default@abc and the source prod-us/default@def, and no promotion is known"},
+		{"other origin", other, nil, true, "the mirror holds prod-us/default@abc and the source prod-us/default@def, and no promotion is known"},
 		{"no origin", func(c *conn) {
 			ack := helloAck(100)
 			ack.Origin = ""
 			c.accept(ack)
 			c.hold()
-		}, nil, "the source prod-us/default@0,"},
-		{"refused", func(c *conn) { c.refuse(heliograph.CodeDiverged, "you are ahead of me") }, nil, "you are ahead of me"},
-		{"goodbye", func(c *conn) { c.accept(helloAck(100)); c.goodbye(heliograph.CodeDiverged, "") }, nil, "another history"},
+		}, nil, true, "the source prod-us/default@0,"},
+		{"refused", func(c *conn) { c.refuse(heliograph.CodeDiverged, "you are ahead of me") }, nil, true, "you are ahead of me"},
+		{"goodbye", func(c *conn) { c.accept(helloAck(100)); c.goodbye(heliograph.CodeDiverged, "") }, nil, false, "another history"},
 		{"replica", func(c *conn) { c.accept(helloAck(101)); put(c.bulk(), upTo(t, 101, 101)); c.hold() },
-			&heliograph.DivergedError{Rev: 101, Why: "the bytes differ"}, "the bytes differ"},
+			&heliograph.DivergedError{Rev: 101, Why: "the bytes differ"}, false, "the bytes differ"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newWorld(t)
 			w.replica.at(100)
 			w.replica.applyErr = func(int64) error { return test.apply }
 			w.source(test.script)
-			w.source(func(*conn) { t.Error("another address was tried") })
+			if !test.alone {
+				w.source(func(*conn) { t.Error("another address was tried") })
+			}
 			err := w.run().wait(t)
 			d, ok := err.(*heliograph.DivergedError)
 			if !ok || !strings.Contains(d.Why, test.want) {

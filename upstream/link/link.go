@@ -15,8 +15,9 @@ import (
 // Link follows one source. Its methods are safe for concurrent use, except that
 // Run runs once at a time.
 type Link struct {
-	cfg     Config
-	metrics *metrics
+	cfg      Config
+	metrics  *metrics
+	followed time.Time // when a source was last followed; zero if none was since Run began, whose alone it is
 
 	retry chan struct{} // capacity 1: somebody asks, and there is no session
 
@@ -43,12 +44,14 @@ func New(cfg Config) (*Link, error) {
 }
 
 // Run follows the source until ctx ends, whose cause it returns, or until the
-// histories have diverged, which it returns at once as a
-// *heliograph.DivergedError. Everything else is reported and tried again. When
-// Run returns, all that it started has stopped.
+// histories have diverged, which it returns as a *heliograph.DivergedError: at once
+// if the replica says so, and if one of several addresses does, when the others have
+// been tried and none was followed in the last Config.SlowRetry. Everything else is
+// reported and tried again. When Run returns, all that it started has stopped.
 func (l *Link) Run(ctx context.Context) error {
 	retry := newBackoff(&l.cfg)
 	l.running(nil)
+	l.followed = time.Time{}
 	for {
 		if err := l.round(ctx, retry); err != nil {
 			l.running(err)
@@ -62,9 +65,11 @@ func (l *Link) Run(ctx context.Context) error {
 // those comes at the end. A source that did answer is left for a while first,
 // or a whole herd of mirrors would run from one address to the next.
 func (l *Link) round(ctx context.Context, retry *backoff) error {
-	owed := none    // the wait for those passed over
-	var mend error  // what somebody has to mend: stays in sight to the end
-	var shown error // the last error shown
+	owed := none     // the wait for those passed over
+	var mend error   // what somebody has to mend: stays in sight to the end
+	var shown error  // the last error shown
+	var differ error // what a source said whose history is another
+	others := false  // some address did not say so
 	l.roundBegins()
 	for _, host := range l.cfg.Address.Hosts {
 		targets, err := l.resolve(ctx, host)
@@ -74,7 +79,7 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 		if err != nil {
 			shown = l.failed(host, fmt.Errorf("%s: %w", host, err))
 			l.tried(shown, !gone(err))
-			owed = sooner(owed, classify(err))
+			owed, others = sooner(owed, classify(err)), true
 			continue
 		}
 		for _, t := range targets {
@@ -88,8 +93,17 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 				shown = l.failed(t.String(), out.err)
 				l.tried(shown, out.met || !gone(out.err))
 				c := classify(out.err)
-				if c == fatal {
+				again = c == quick && !retry.wasQuick
+				if out.followed {
+					l.followed = time.Now()
+				}
+				switch {
+				case c == fatal && out.followed:
 					return l.diverged(out.err)
+				case c == fatal:
+					differ, c = out.err, slow
+				case !again:
+					others = true
 				}
 				if c == slow {
 					mend = shown
@@ -98,7 +112,6 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 					owed = sooner(owed, c)
 					break
 				}
-				again = c == quick && !retry.wasQuick
 				owed = none
 				if !l.pause(ctx, c, retry.next(c)) {
 					return context.Cause(ctx)
@@ -107,6 +120,10 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 		}
 	}
 	l.roundEnds()
+	// One of several may be wrong, and the one that was followed only away for a moment.
+	if differ != nil && (!others || time.Since(l.followed) >= l.cfg.SlowRetry) {
+		return l.diverged(differ)
+	}
 	if owed == none {
 		return nil
 	}
@@ -154,6 +171,7 @@ type outcome struct {
 	err        error
 	met        bool          // somebody is there
 	answered   bool          // a heliograph answered the hello, and is not behind
+	followed   bool          // it accepted the mirror
 	lived      time.Duration // as an accepted mirror
 	progressed bool          // the replica came further
 }
@@ -190,6 +208,7 @@ func (l *Link) follow(ctx context.Context, t target) (out outcome) {
 		err:        explain(t.String(), l.cfg.Address.Cluster, err),
 		met:        true,
 		answered:   true,
+		followed:   true,
 		lived:      time.Since(began),
 		progressed: s.applied.Load() > s.startRev,
 	}
