@@ -73,7 +73,7 @@ func (f *nodeFlags) add(cmd *cobra.Command, listen string) {
 	fl.StringSliceVar(&f.allow, "allow", nil, "names of the mirrors that may follow; empty: any with a certificate of this CA")
 	fl.StringVar(&f.mode, "mode", string(heliograph.Async), "when revisions are acknowledged: async (durable within 100 ms) or sync (durable first)")
 	fl.DurationVar(&f.history, "history", 0, "keep compacted history this much longer than the upstream does")
-	fl.StringVar(&f.onDivergence, "on-divergence", string(node.Stop), "what to do when the replica and its upstream hold different histories: stop, or resync (drop the replica, bootstrap anew)")
+	fl.StringVar(&f.onDivergence, "on-divergence", string(node.Stop), "what to do when the replica and its upstream hold different histories: stop, or resync (drop the replica, bootstrap anew from what the upstream has now, even if that is another or an empty etcd)")
 	fl.DurationVar(&f.verifyInterval, "verify-interval", time.Hour, "how often to compare HashKV with etcd's; 0: only when asked (helio verify)")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	addConfigFlag(cmd)
