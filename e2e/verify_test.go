@@ -175,6 +175,34 @@ func TestResyncKeepsTheOnlyCopy(t *testing.T) {
 	mirror.WaitApplied(rev)
 }
 
+// Etcd was compacted at its newest revision and rests: it and the nodes remember the
+// hash of the compaction. The files are read all the same.
+func TestBitRotIsFoundBesideAnIdleEtcd(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	client := etcd.Client(t)
+	pki := heliotest.NewPKI(t)
+	source := pki.Source("prod-us", etcd.Endpoints())
+	mirror := pki.Mirror("prod-eu", source, false)
+	if _, err := client.Put(t.Context(), "b", marker); err != nil {
+		t.Fatal(err)
+	}
+	rev := put(t, client, "c", 50)
+	compact(t, etcd, rev-20)
+	mirror.WaitCompacted(rev - 20)
+	compact(t, etcd, rev)
+	mirror.WaitCompacted(rev)
+	for _, n := range []*heliotest.Node{source, mirror} {
+		if v := n.Verify(); v.Result != heliograph.VerifyEqual || v.Revision != rev || v.CompactRevision != rev {
+			t.Fatalf("%s: %+v", n.Name(), v)
+		}
+	}
+	flip(t, mirror, marker)
+	if v := mirror.Verify(); v.Result != heliograph.VerifyUnequal {
+		t.Errorf("after a bit has rotted: %+v", v)
+	}
+}
+
 // Row 28: what could not be checked is unknown and not equal, everywhere; and what
 // was proved before keeps its age.
 func TestRow28UnknownIsNotEqual(t *testing.T) {

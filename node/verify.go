@@ -18,6 +18,10 @@ const (
 	verifyPause = time.Second
 )
 
+// reachWait is how long a source node has to apply the revision that etcd has
+// hashed, which was its newest: one that follows has it at once.
+const reachWait = time.Minute
+
 // tryVerify verifies once, and reports whether to try again.
 type tryVerify func(ctx context.Context) (v heliograph.Verification, again bool)
 
@@ -51,13 +55,22 @@ func (m *mirroring) attempt(ctx context.Context, once tryVerify) heliograph.Veri
 
 // verifyEtcd compares a source node with its etcd.
 func (m *mirroring) verifyEtcd(ctx context.Context, up *etcd.Upstream) (v heliograph.Verification, again bool) {
-	rev := m.store.Applied()
-	if rev < 1 {
+	applied := m.store.Applied()
+	if applied < 1 {
 		return heliograph.Unverified("this node has received no snapshot yet"), false
 	}
-	theirs, err := up.HashKV(ctx, rev)
+	theirs, err := up.HashKV(ctx)
 	if err != nil {
-		return notHashed(err, rev)
+		return notHashed(err, applied)
+	}
+	rev := theirs.Revision
+	if rev < applied {
+		return heliograph.Unverified(fmt.Sprintf("this node has applied revision %d, and etcd (%s) has revision %d", applied, theirs.Endpoint, rev)), true
+	}
+	soon, cancel := context.WithTimeout(ctx, reachWait)
+	defer cancel()
+	if err := m.reach(soon, rev); err != nil {
+		return heliograph.Unverified(err.Error()), false
 	}
 	ours, err := m.store.HashAt(ctx, rev, theirs.CompactRevision)
 	if err != nil {
@@ -106,7 +119,7 @@ func judged(v heliograph.Verification) heliograph.Verification {
 // is behind, passes.
 func notHashed(err error, rev int64) (v heliograph.Verification, again bool) {
 	if errors.Is(err, heliograph.ErrCompacted) {
-		return heliograph.Unverified(fmt.Sprintf("a compaction came between the hashes at revision %d, or nothing was written since the last one (%v)", rev, err)), true
+		return heliograph.Unverified(fmt.Sprintf("a compaction came between the hashes at revision %d (%v)", rev, err)), true
 	}
 	return heliograph.Unverified(err.Error()), errors.Is(err, heliograph.ErrFutureRevision)
 }
@@ -121,7 +134,7 @@ func (m *mirroring) reach(ctx context.Context, rev int64) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("this node has applied revision %d, and not yet %d, at which its source has verified", m.store.Applied(), rev)
+			return fmt.Errorf("this node has applied revision %d, and not yet %d, which etcd has hashed", m.store.Applied(), rev)
 		}
 	}
 }

@@ -34,7 +34,7 @@ func (s *Store) HashKV(ctx context.Context, rev int64) (HashKV, error) {
 		if rev == 0 {
 			out.HashRevision = out.CurrentRevision
 		}
-		if h, ok := c.remembered(func(h mvcc.KeyValueHash) bool { return h.Revision == rev }); ok {
+		if h, ok := c.remembered(rev); ok {
 			out.Hash, out.CompactRevision = h.Hash, h.CompactRevision
 			return nil
 		}
@@ -51,16 +51,10 @@ func (s *Store) HashKV(ctx context.Context, rev int64) (HashKV, error) {
 // compacted (0: never compacted). So a replica that keeps more history than its
 // source can be compared with it. It costs what HashKV does, and its errors are the
 // same. What cannot be told is heliograph.ErrCompacted: the replica is compacted
-// further than compacted, or no key is left at rev.
+// further than compacted, or no key is left at rev. Unlike HashKV, it has always
+// read the records: a remembered hash says nothing of what the file holds now.
 func (s *Store) HashAt(ctx context.Context, rev, compacted int64) (hash uint32, err error) {
 	err = s.hash(ctx, func(c *contents) error {
-		h, ok := c.remembered(func(h mvcc.KeyValueHash) bool {
-			return h.Revision == rev && max(0, h.CompactRevision) == compacted
-		})
-		if ok {
-			hash = h.Hash
-			return nil
-		}
 		var emptied bool
 		if hash, emptied, err = s.hashContents(ctx, c, rev, compacted); err == nil && emptied {
 			return fmt.Errorf("no key is left there, and etcd's hash depends on whether it has been compacted just there: %w", heliograph.ErrCompacted)
@@ -73,9 +67,9 @@ func (s *Store) HashAt(ctx context.Context, rev, compacted int64) (hash uint32, 
 // remembered returns a hash from before a compaction at its revision, if MVCC has
 // made that compaction since the file was opened. With such a hash etcd answers
 // for as long as it knows it.
-func (c *contents) remembered(wanted func(mvcc.KeyValueHash) bool) (mvcc.KeyValueHash, bool) {
+func (c *contents) remembered(rev int64) (mvcc.KeyValueHash, bool) {
 	known := c.epoch.kv.HashStorage().Hashes()
-	if i := slices.IndexFunc(known, wanted); i >= 0 {
+	if i := slices.IndexFunc(known, func(h mvcc.KeyValueHash) bool { return h.Revision == rev }); i >= 0 {
 		return known[i], true
 	}
 	return mvcc.KeyValueHash{}, false

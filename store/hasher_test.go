@@ -73,6 +73,17 @@ func TestHashAtAnotherCompaction(t *testing.T) {
 	if _, err := st.HashAt(t.Context(), src.kv.Rev()+1, kvs); !errors.Is(err, heliograph.ErrFutureRevision) {
 		t.Errorf("hash of what is to come: %v", err)
 	}
+
+	// What MVCC remembers of a compaction says nothing of the file.
+	head := src.kv.Rev()
+	st.Compact(head)
+	waitFor(t, st, "compacted at its head", func() bool { return st.Compacted() == head })
+	if h, err := st.HashKV(t.Context(), head); err != nil || h.CompactRevision != 310 {
+		t.Errorf("HashKV remembers %+v, %v", h, err)
+	}
+	if _, err := st.HashAt(t.Context(), head, 310); !errors.Is(err, heliograph.ErrCompacted) {
+		t.Errorf("hash of records that are gone: %v", err)
+	}
 }
 
 // Over random histories, a replica that has compacted less than etcd, or never,
@@ -114,6 +125,17 @@ func TestHashOverRandomHistories(t *testing.T) {
 			if rapid.Bool().Draw(rt, "reopen") { // and forget the hash of the compaction
 				src.close()
 				src = openSource(rt, dir)
+			}
+			// Asked for 0, etcd reads what it has, also where it is compacted at its head.
+			newest := src.hash(0)
+			for _, st := range []*store.Store{keeps, follows} {
+				got, err := st.HashAt(rt.Context(), newest.HashRevision, max(0, newest.CompactRevision))
+				if errors.Is(err, heliograph.ErrCompacted) && emptiedAt(rt, src, newest.HashRevision) {
+					continue // and another one where it remembers
+				}
+				if err != nil || got != newest.Hash {
+					rt.Fatalf("newest: %08x, %v; want %+v", got, err, newest)
+				}
 			}
 			for rev := max(compacted, 1); rev <= src.kv.Rev(); rev++ {
 				want := src.hash(rev)
