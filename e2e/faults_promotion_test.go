@@ -364,3 +364,115 @@ func keepAlive(ctx context.Context, client *clientv3.Client, id clientv3.LeaseID
 	}()
 	return nil
 }
+
+// waitTries waits until the node has failed so often to connect that it waits long
+// for its next try.
+func waitTries(n *heliotest.Node, line string) {
+	const enough = 5
+	before := strings.Count(n.Log(), line)
+	n.WaitStatus("tried often", 3*time.Minute, func(heliograph.Status) bool {
+		return strings.Count(n.Log(), line) >= before+enough
+	})
+}
+
+// After an outage every node waits for its next try. Whoever wants to promote has
+// them try at once, up the whole chain: an etcd that is back is not overlooked, and
+// one that is gone stands in nobody's way.
+func TestPromotionAsksNodesThatWait(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	client := etcd.Client(t)
+	pki := heliotest.NewPKI(t)
+	source := pki.Source("prod-us", etcd.Endpoints())
+	relay := faulttest.NewUDPRelay(t, source.Listen)
+	middle := pki.Mirror("prod-eu", &heliotest.Node{Cluster: source.Cluster, Listen: relay.Addr()}, true)
+	leaf := pki.Mirror("prod-asia", middle, false)
+	mirrors := []*heliotest.Node{middle, leaf}
+	rev := put(t, client, "a", 50)
+	for _, n := range mirrors {
+		n.WaitApplied(rev)
+	}
+	gone := func(why string) {
+		t.Helper()
+		for _, n := range mirrors {
+			if p := n.Plan(); p.OriginAnswers || !p.OriginAsked || !strings.Contains(p.OriginWhy, why) || len(p.Refusals) > 0 {
+				t.Errorf("%s: %+v, want that nothing answers: %q", n.Name(), p, why)
+			}
+		}
+	}
+	back := func(of *heliotest.Node) {
+		t.Helper()
+		s, err := of.Status()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s is %s: %s", of.Name(), s.Status, s.Why)
+		_, err = leaf.TryPromote()
+		if err == nil || !strings.Contains(err.Error(), "the etcd that it mirrors answers") {
+			t.Fatalf("promoted while the etcd takes writes: %v", err)
+		}
+		rev = put(t, client, "b", 10)
+		for _, n := range mirrors {
+			n.WaitApplied(rev)
+		}
+	}
+
+	etcd.Member(0).Kill()
+	waitTries(source, `msg="etcd lost"`)
+	gone("no answer from etcd at " + etcd.Endpoints()[0])
+	etcd.Restart(t)
+	rev = put(t, client, "c", 1)
+	back(source)
+
+	relay.Lose(true, true)
+	waitTries(middle, `msg="source lost"`)
+	gone("no answer from " + relay.Addr())
+	relay.Lose(false, false)
+	back(middle)
+
+	lose(etcd, source)
+	awaitLoss(leaf)
+	rec := leaf.Promote()
+	leaf.WaitPromoted()
+	if rec.Revision != rev {
+		t.Errorf("promoted at revision %d, want %d", rec.Revision, rev)
+	}
+}
+
+// A source node that is diverged from its etcd asks it nothing, and that etcd may
+// take writes: it takes force to promote its mirror, and nobody says that it does not
+// answer.
+func TestPromotionBesideASourceThatIsDiverged(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	pki := heliotest.NewPKI(t)
+	source := pki.Source("prod-us", etcd.Endpoints())
+	mirror := pki.Mirror("prod-eu", source, false)
+	rev := put(t, etcd.Client(t), "a", 20)
+	mirror.WaitApplied(rev)
+	etcd.Wipe(t)
+	etcd.Restart(t)
+	put(t, etcd.Client(t), "b", 40)
+	source.WaitDiverged()
+
+	unasked := func(why string) {
+		t.Helper()
+		if p := mirror.Plan(); p.OriginAnswers || p.OriginAsked || !strings.Contains(p.OriginWhy, why) {
+			t.Errorf("plan %+v, want that nobody was asked: %q", p, why)
+		}
+		if said := heliotest.Run(t, "promote", "--plan", "--admin", mirror.Admin); !strings.Contains(said, "Nobody was asked: ") {
+			t.Errorf("plan:\n%s", said)
+		}
+	}
+	unasked("it is diverged, and asks nobody")
+	requireRefused(t, mirror, heliograph.Degraded, "nobody knows whether the etcd that it mirrors answers")
+
+	source.Resync()
+	source.WaitFollowing()
+	mirror.WaitDiverged()
+	unasked("this node is diverged")
+	requireRefused(t, mirror, heliograph.Diverged, "good copy")
+	if rec := mirror.Promote("--force"); rec.Revision != rev {
+		t.Errorf("promoted at revision %d, want %d", rec.Revision, rev)
+	}
+}

@@ -141,7 +141,7 @@ func (m *mirroring) buildSource() (err error) {
 	}
 	m.source, err = source.New(source.Config{
 		Cluster: m.cfg.Cluster, Database: m.cfg.Database, NodeID: m.node.dir.id.NodeID,
-		Replica: m.store, Upstream: m.upstreamView, ReadIndex: m.upstream.ReadIndex,
+		Replica: m.store, Upstream: m.upstreamView, ReadIndex: m.readIndex,
 		Verify: func(ctx context.Context) heliograph.Verification { return m.verifier.ask(ctx, true) },
 		TLS:    m.cfg.Credentials.ServerTLS(wire.ALPN), Identify: m.cfg.Credentials.PeerIdentity,
 		Allow: m.cfg.Allow, Log: m.cfg.Log.With("part", "source"), Metrics: m.metrics,
@@ -158,7 +158,7 @@ func (m *mirroring) buildReadAPI() (err error) {
 		conf = m.cfg.ClientTLS.TLS()
 	}
 	m.readapi, err = readapi.New(readapi.Config{
-		Replica: readReplica{m.store}, ReadIndex: m.upstream.ReadIndex,
+		Replica: readReplica{m.store}, ReadIndex: m.readIndex,
 		UpstreamAlive: m.upstreamAlive, Staleness: m.staleness, Source: m.sourcePhrase, Version: m.version,
 		AuthStatus: m.authStatus, Admit: m.admit, TLS: conf,
 		MemberName: string(m.cfg.Cluster) + "-" + m.node.dir.id.NodeID, AdvertiseClients: m.node.advertised(),

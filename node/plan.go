@@ -11,9 +11,6 @@ import (
 	"github.com/heliograph/heliograph/store"
 )
 
-// originWait is how long the origin has to prove that it is still there.
-const originWait = 3 * time.Second
-
 // SuggestedBump is how many revisions to leave out where a tail may be lost: more
 // than an etcd at 15,000 writes per second makes in 18 hours, and nothing beside
 // what a revision can be.
@@ -50,8 +47,11 @@ type Plan struct {
 	LastKnownRevision int64 `json:"last_known_revision"` // newest of the origin that was heard of; 0: none since the node's start
 	MissingRevisions  int64 `json:"missing_revisions"`   // of those that are known; -1: unknown
 	OriginAnswers     bool  `json:"origin_answers"`      // the etcd that is mirrored was asked just now
+	OriginAsked       bool  `json:"origin_asked"`        // or nothing answered of all that could have asked it; false: it may live
 	LastContactMS     int64 `json:"last_contact_ms"`     // since the upstream was heard from; -1: never
 	StalenessMS       int64 `json:"staleness_ms"`        // everything that the origin had so long ago is here; -1: unknown
+
+	OriginWhy string `json:"origin_why"` // it does not answer, or could not be asked; empty if it answers
 
 	VerifyResult     heliograph.VerifyResult `json:"verify_result"` // of the last verification; empty: there was none
 	VerifyWhy        string                  `json:"verify_why"`
@@ -102,7 +102,8 @@ type facts struct {
 	why          string
 	alive        bool // the upstream was heard from just now
 	contact      time.Duration
-	answers      bool // the origin answered
+	answers      bool   // the origin answered
+	unasked      string // why it could not be asked, although it may live; empty if it was
 	servesClient bool
 	damaged      error
 	peers        error  // nobody can listen where members will reach it
@@ -159,6 +160,9 @@ func refusals(f facts) []Refusal {
 		unlessForced("the etcd that it mirrors answers: two clusters that both take writes cannot be joined again; stop the writers there first")
 	case f.alive && f.known > f.applied:
 		unlessForced("its upstream is connected and has revisions %d to %d, which are not here yet: wait until they are applied", f.applied+1, f.known)
+	case f.unasked != "" && f.applied > 0:
+		unlessForced("nobody knows whether the etcd that it mirrors answers, since it could not be asked (%s): "+
+			"if it does, two clusters will take writes that cannot be joined again", f.unasked)
 	}
 	return list
 }
@@ -188,7 +192,8 @@ func advise(f facts) BumpAdvice {
 }
 
 // Plan says what a promotion with opts would do now, and whether it may. It asks
-// the origin whether it is there, for 3 s at most, and changes nothing.
+// the origin whether it is there, for as long as it takes to dial everybody on the
+// way, and changes nothing.
 func (n *Node) Plan(ctx context.Context, opts PromoteOptions) Plan {
 	n.mu.Lock()
 	m, p, asked := n.mirroring, n.promoted, n.promotion
@@ -202,13 +207,17 @@ func (n *Node) Plan(ctx context.Context, opts PromoteOptions) Plan {
 
 // plan returns the plan and what it was made of.
 func (m *mirroring) plan(ctx context.Context, opts PromoteOptions, promoting bool) (Plan, facts) {
+	origin := m.askOrigin(ctx, opts, promoting)
 	v := m.tracker.View()
 	f := facts{
 		state: v.State, why: v.Why, alive: v.Alive, contact: v.Contact,
 		servesClient: m.clients != nil, damaged: m.store.Damaged(), promoting: promoting,
 		users: m.store.UsersOutdated(), bump: opts.BumpRevision,
 	}
-	f.known, f.answers = m.askOrigin(ctx, v.Known)
+	f.known, f.answers = max(v.Known, origin.rev), origin.answers
+	if origin.unasked {
+		f.unasked = origin.why
+	}
 	if f.state == heliograph.Diverged {
 		f.known = 0 // of another history
 	}
@@ -217,7 +226,7 @@ func (m *mirroring) plan(ctx context.Context, opts PromoteOptions, promoting boo
 	plan := Plan{
 		Cluster: m.cfg.Cluster, Database: m.cfg.Database, Status: f.state, Why: f.why,
 		AppliedRevision: f.applied, LastKnownRevision: f.known, MissingRevisions: -1,
-		OriginAnswers: f.answers, LastContactMS: millis(v.Contact), StalenessMS: millis(v.Staleness),
+		OriginAnswers: f.answers, OriginAsked: !origin.unasked, OriginWhy: origin.why, LastContactMS: millis(v.Contact), StalenessMS: millis(v.Staleness),
 		VerifiedAgeMS: -1, EtcdVersion: promote.EtcdVersion(),
 		ClientURLs: m.node.advertised(), ClientCertificates: m.node.clientTLS().ClientCertAuth,
 		Refusals: []Refusal{},
@@ -245,18 +254,6 @@ func (m *mirroring) plan(ctx context.Context, opts PromoteOptions, promoting boo
 	plan.Bump = advise(f)
 	plan.Refusals = append(plan.Refusals, refusals(f)...)
 	return plan, f
-}
-
-// askOrigin asks the origin for its newest revision. It returns the newest that is
-// known, and whether the origin has answered.
-func (m *mirroring) askOrigin(ctx context.Context, known int64) (int64, bool) {
-	ctx, cancel := context.WithTimeout(ctx, originWait)
-	defer cancel()
-	rev, err := m.upstream.ReadIndex(ctx)
-	if err != nil {
-		return known, false
-	}
-	return max(known, rev), true
 }
 
 func countLeases(list []store.Lease) (all, unknown int) {

@@ -46,6 +46,9 @@ func TestPromotionPolicy(t *testing.T) {
 		"a bump that is just enough":       {lost(func(f *facts) { f.known, f.bump = 150, 50 }), may, ""},
 		"diverged":                         {lost(func(f *facts) { f.state, f.why = heliograph.Diverged, "another history" }), forced, "another history"},
 
+		"the source node is diverged from its etcd": {lost(func(f *facts) { f.state, f.alive, f.unasked = heliograph.Degraded, true, "it is diverged" }), forced, "could not be asked (it is diverged)"},
+		"the source node refuses":                   {lost(func(f *facts) { f.unasked = "our certificate has expired" }), forced, "expired"},
+
 		"no snapshot":              {lost(func(f *facts) { f.applied, f.known = 0, 0 }), never, "no whole snapshot"},
 		"bootstrapping":            {lost(func(f *facts) { f.state, f.alive, f.applied = heliograph.Bootstrapping, true, 0 }), never, "no whole snapshot"},
 		"damaged":                  {lost(func(f *facts) { f.state, f.damaged = heliograph.Diverged, errors.New("bit rot") }), never, "bit rot"},

@@ -9,11 +9,15 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/heliograph/heliograph"
 	"github.com/heliograph/heliograph/promote"
 )
 
 // maxPromoteBytes bounds the options that come with a request.
 const maxPromoteBytes = 4 << 10
+
+// planTimeout bounds how long a plan may take: longer than its question.
+const planTimeout = originWait + heliograph.MaxHosts*hostWait
 
 // promotionRoutes adds what promotion has in the admin API:
 //
@@ -36,6 +40,7 @@ func (n *Node) promotionRoutes(mux *http.ServeMux, lis net.Listener) {
 				return
 			}
 		}
+		n.patience(w, planTimeout)
 		answer(w, n.Plan(r.Context(), opts))
 	})
 	mux.HandleFunc("POST /v1/promote", func(w http.ResponseWriter, r *http.Request) {
@@ -116,11 +121,16 @@ func (n *Node) take(w http.ResponseWriter, r *http.Request, lis net.Listener, op
 		return false
 	}
 	*by = who
-	limit := time.Now().Add(promoteTimeout + etcdStartTimeout)
+	n.patience(w, promoteTimeout+etcdStartTimeout)
+	return true
+}
+
+// patience says how long an answer may take.
+func (n *Node) patience(w http.ResponseWriter, d time.Duration) {
+	limit := time.Now().Add(d)
 	control := http.NewResponseController(w)
 	// The read deadline, too: when it passes, the request counts as given up.
 	if err := errors.Join(control.SetReadDeadline(limit), control.SetWriteDeadline(limit)); err != nil {
 		n.cfg.Log.Debug("a long answer without a longer deadline", "err", err)
 	}
-	return true
 }

@@ -24,7 +24,7 @@ import (
 
 // Patience with a promotion.
 const (
-	planPatience    = 20 * time.Second // the node asks the etcd that it mirrors
+	planPatience    = 4 * time.Minute  // the node asks the etcd that it mirrors, through all nodes on the way
 	promotePatience = 45 * time.Minute // longer than a node takes at most
 	promoteEvery    = 500 * time.Millisecond
 )
@@ -43,8 +43,8 @@ func newPromoteCommand(std stdio) *cobra.Command {
 and runs that etcd in its place: the same addresses, the same revisions, writable.
 It is a cluster of its own, with one member and a new cluster id.
 
-It is refused while the etcd that was mirrored answers, or while revisions that
-are known are still on their way; --force promotes all the same. Nothing forces a
+It is refused while the etcd that was mirrored answers, or may answer and could not
+be asked, or while revisions that are known are still on their way; --force promotes all the same. Nothing forces a
 node that has no whole snapshot. --plan shows what would happen, what would be
 lost, and what stands against it.`,
 		Example: `  helio promote --plan
@@ -83,7 +83,7 @@ lost, and what stands against it.`,
 	fl := cmd.Flags()
 	fl.Lookup("admin").Usage += "; --plan asks http://" + defaultAdmin + " unless told otherwise"
 	fl.BoolVar(&plan, "plan", false, "show what would happen, and change nothing")
-	fl.BoolVar(&opts.Force, "force", false, "promote although the source answers, revisions are on their way, users and roles are outdated, or the node is diverged")
+	fl.BoolVar(&opts.Force, "force", false, "promote although the source answers or may answer, revisions are on their way, users and roles are outdated, or the node is diverged")
 	fl.Int64Var(&opts.BumpRevision, "bump-revision", 0, "leave out that many revisions, so that no client sees one twice; --plan says when")
 	fl.StringVar(&opts.PeerURL, "peer-url", "", "where members will reach the etcd, http(s)://host:port; empty: port 2380 of the host that clients are told")
 	fl.StringVarP(&output, "output", "o", "table", "table or json")
@@ -219,10 +219,15 @@ func printPlan(out io.Writer, p node.Plan) error {
 	default:
 		row("MISSING", "%d revisions: the source is known to have %d", p.MissingRevisions, p.LastKnownRevision)
 	}
-	if p.OriginAnswers {
+	switch {
+	case p.OriginAnswers:
 		row("SOURCE", "its etcd answers")
-	} else {
-		row("SOURCE", "its etcd does not answer; last contact %s", ago(p.LastContactMS))
+	case p.OriginAsked:
+		row("SOURCE", "nothing answers; last contact %s", ago(p.LastContactMS))
+		row("", "%s", p.OriginWhy)
+	default:
+		row("SOURCE", "it is not known whether its etcd answers; last contact %s", ago(p.LastContactMS))
+		row("", "Nobody was asked: %s", p.OriginWhy)
 	}
 	verified := "never"
 	if p.VerifiedAgeMS >= 0 {
