@@ -38,6 +38,7 @@ type Plan struct {
 	Promoted *promote.Record `json:"promoted,omitempty"` // set if it has happened
 
 	Cluster  heliograph.ClusterID  `json:"cluster"` // of the node, and the new etcd's name
+	Role     heliograph.Role       `json:"role"`    // of the node; a source is made the etcd that it stands beside
 	Database heliograph.DatabaseID `json:"database"`
 	Status   heliograph.State      `json:"status"`
 	Why      string                `json:"why"`
@@ -104,6 +105,7 @@ type facts struct {
 	contact      time.Duration
 	answers      bool   // the origin answered
 	unasked      string // why it could not be asked, although it may live; empty if it was
+	source       bool   // the node is one
 	servesClient bool
 	damaged      error
 	peers        error  // nobody can listen where members will reach it
@@ -136,8 +138,12 @@ func refusals(f facts) []Refusal {
 	if f.damaged != nil {
 		never("its file is damaged (%v): promote another mirror", f.damaged)
 	}
-	if !f.servesClient {
-		never("it serves no etcd clients, and so would the new etcd: start it with --listen-clients")
+	switch {
+	case f.servesClient:
+	case f.source:
+		never("it is a source node, and has no address for the clients of an etcd: promote a mirror, or restart it with --listen-clients")
+	default:
+		never("it serves no etcd clients, so the new etcd would have no address for them: restart it with --listen-clients")
 	}
 	if f.peers != nil {
 		never("%v", f.peers)
@@ -156,6 +162,8 @@ func refusals(f facts) []Refusal {
 	switch {
 	case f.state == heliograph.Diverged:
 		unlessForced("it is diverged (%s): make sure that this is the good copy, such as when the source was restored from a backup", f.why)
+	case f.answers && f.source:
+		unlessForced("it is a source node, and its etcd answers: a second cluster would take writes beside that one, and the two cannot be joined again; stop the etcd first")
 	case f.answers:
 		unlessForced("the etcd that it mirrors answers: two clusters that both take writes cannot be joined again; stop the writers there first")
 	case f.alive && f.known > f.applied:
@@ -211,7 +219,7 @@ func (m *mirroring) plan(ctx context.Context, opts PromoteOptions, promoting boo
 	v := m.tracker.View()
 	f := facts{
 		state: v.State, why: v.Why, alive: v.Alive, contact: v.Contact,
-		servesClient: m.clients != nil, damaged: m.store.Damaged(), promoting: promoting,
+		source: m.cfg.Etcd != nil, servesClient: m.clients != nil, damaged: m.store.Damaged(), promoting: promoting,
 		users: m.store.UsersOutdated(), bump: opts.BumpRevision,
 	}
 	f.known, f.answers = max(v.Known, origin.rev), origin.answers
@@ -224,7 +232,7 @@ func (m *mirroring) plan(ctx context.Context, opts PromoteOptions, promoting boo
 	f.applied = m.store.Applied() // read last: what was missing may have come meanwhile
 	f.room = promote.Check(m.cfg.DataDir, m.cfg.Database, f.applied, opts.BumpRevision)
 	plan := Plan{
-		Cluster: m.cfg.Cluster, Database: m.cfg.Database, Status: f.state, Why: f.why,
+		Cluster: m.cfg.Cluster, Role: m.cfg.role(), Database: m.cfg.Database, Status: f.state, Why: f.why,
 		AppliedRevision: f.applied, LastKnownRevision: f.known, MissingRevisions: -1,
 		OriginAnswers: f.answers, OriginAsked: !origin.unasked, OriginWhy: origin.why, LastContactMS: millis(v.Contact), StalenessMS: millis(v.Staleness),
 		VerifiedAgeMS: -1, EtcdVersion: promote.EtcdVersion(),

@@ -48,6 +48,9 @@ func TestPromotionPolicy(t *testing.T) {
 
 		"the source node is diverged from its etcd": {lost(func(f *facts) { f.state, f.alive, f.unasked = heliograph.Degraded, true, "it is diverged" }), forced, "could not be asked (it is diverged)"},
 		"the source node refuses":                   {lost(func(f *facts) { f.unasked = "our certificate has expired" }), forced, "expired"},
+		"a source node beside its etcd":             {lost(func(f *facts) { f.source, f.answers = true, true }), forced, "it is a source node, and its etcd answers"},
+		"a source node without clients":             {lost(func(f *facts) { f.source, f.servesClient = true, false }), never, "it is a source node"},
+		"a source node without its etcd":            {lost(func(f *facts) { f.source = true }), may, ""},
 
 		"no snapshot":              {lost(func(f *facts) { f.applied, f.known = 0, 0 }), never, "no whole snapshot"},
 		"bootstrapping":            {lost(func(f *facts) { f.state, f.alive, f.applied = heliograph.Bootstrapping, true, 0 }), never, "no whole snapshot"},

@@ -207,6 +207,9 @@ func printPlan(out io.Writer, p node.Plan) error {
 		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
 	}
 	row("NODE", "%s/%s, %s", p.Cluster, p.Database, statusPhrase(p.Status, p.Why))
+	if p.Role == heliograph.RoleSource {
+		row("", "It is a source node: promoted, it takes the place of its own etcd, which must not come back")
+	}
 	if p.Origin != "" {
 		row("ORIGIN", "%s", p.Origin)
 	}
