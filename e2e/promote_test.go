@@ -54,7 +54,7 @@ func TestPromotion(t *testing.T) {
 	mirror.WaitFollowing()
 
 	at := mirror.Client()
-	events := at.Watch(clientv3.WithRequireLeader(t.Context()), "watched/", clientv3.WithPrefix(), clientv3.WithCreatedNotify())
+	events := at.Watch(t.Context(), "watched/", clientv3.WithPrefix(), clientv3.WithCreatedNotify())
 	if resp := <-events; resp.Err() != nil {
 		t.Fatal(resp.Err())
 	}

@@ -15,7 +15,7 @@ import (
 const (
 	originWait = 45 * time.Second
 	hostWait   = 10 * time.Second // more for each further host of --from
-	forcedWait = 3 * time.Second  // of somebody who knows better
+	forcedWait = time.Second      // of somebody who knows better
 )
 
 // inquiry is what came of asking whether the origin lives. If it does not answer,

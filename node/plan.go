@@ -68,7 +68,7 @@ type Plan struct {
 
 	EtcdVersion   string `json:"etcd_version"` // of the new etcd
 	DatabaseBytes int64  `json:"database_bytes"`
-	EstimateMS    int64  `json:"estimate_ms"` // until writes are accepted
+	EstimateMS    int64  `json:"estimate_ms"` // until writes are accepted; 0 if there is nothing to promote
 	EstimateFrom  string `json:"estimate_from"`
 
 	ClientURLs         []string `json:"client_urls"`
@@ -77,7 +77,7 @@ type Plan struct {
 	PeerListen         string   `json:"peer_listen"`         // where it will listen for them
 	PeerWarning        string   `json:"peer_warning"`        // why they may not reach it; empty: nothing is known against it
 
-	Bump     BumpAdvice `json:"bump"`
+	Bump     BumpAdvice `json:"bump"`     // zero if there is nothing to promote
 	Refusals []Refusal  `json:"refusals"` // empty: it may be promoted
 }
 
@@ -253,13 +253,15 @@ func (m *mirroring) plan(ctx context.Context, opts PromoteOptions, promoting boo
 	plan.Leases, plan.LeasesUnknownTTL = countLeases(m.store.Leases())
 	plan.AccessControl, plan.UsersOutdated = m.access().enabled, f.users
 	plan.DatabaseBytes, _ = m.store.Size()
-	plan.EstimateMS = planBase.Milliseconds() + plan.DatabaseBytes/(planBytesPerSec/1000)
-	plan.EstimateFrom = "the size of the database, read at 100 MiB/s"
+	if f.applied > 0 { // else there is nothing to promote
+		plan.EstimateMS = planBase.Milliseconds() + plan.DatabaseBytes/(planBytesPerSec/1000)
+		plan.EstimateFrom = "the size of the database, read at 100 MiB/s"
+		plan.Bump = advise(f)
+	}
 	if plan.PeerURL, f.peers = m.node.peerURL(opts.PeerURL); f.peers == nil && !promoting {
 		plan.PeerListen, f.peers = m.node.tryPeers(plan.PeerURL)
 	}
 	plan.PeerWarning = unresolved(ctx, plan.PeerURL)
-	plan.Bump = advise(f)
 	plan.Refusals = append(plan.Refusals, refusals(f)...)
 	return plan, f
 }

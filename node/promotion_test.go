@@ -374,6 +374,9 @@ func TestNeverPromoted(t *testing.T) {
 	if _, err := n.Promote(t.Context(), force); !refusedBecause(err, "no whole snapshot", false) {
 		t.Errorf("without a snapshot: %v", err)
 	}
+	if p := n.Plan(t.Context(), operator); p.Bump != (node.BumpAdvice{}) || p.EstimateMS != 0 || p.EstimateFrom != "" {
+		t.Errorf("advice although there is nothing to promote: %+v", p)
+	}
 	etcd.Member(0).Resume()
 	waitAt(t, n, rev)
 

@@ -229,7 +229,7 @@ func (d *demo) promote(ctx context.Context) error {
 	if put.Header.Revision != rec.First() || put.Header.ClusterId == d.proof.Header.ClusterId {
 		return fmt.Errorf("the write has revision %d in cluster %x: this must not happen, please report it", put.Header.Revision, put.Header.ClusterId)
 	}
-	d.say("   helio promote: a writable etcd at the same address, with its first write at revision %s, after %s.",
+	d.say("   helio promote: a writable etcd at the same address, with its first write at revision %s, after %s,\n   most of which went by until nobody had answered.",
 		humanize.Comma(put.Header.Revision), since(start))
 	d.say("   It is cluster %x; the old one was %x.", put.Header.ClusterId, d.proof.Header.ClusterId)
 	hash, err := d.reader.HashKV(ctx, d.reader.Endpoints()[0], rec.Revision)

@@ -256,15 +256,19 @@ func printPlan(out io.Writer, p node.Plan) error {
 	}
 	row("DATABASE", "%s", humanize.IBytes(uint64(max(0, p.DatabaseBytes))))
 	row("ETCD", "%s, whatever the source's is", p.EtcdVersion)
-	row("TAKES", "about %s, estimated from %s", (time.Duration(p.EstimateMS) * time.Millisecond).Round(time.Second), p.EstimateFrom)
+	if p.AppliedRevision > 0 {
+		row("TAKES", "about %s, estimated from %s", (time.Duration(p.EstimateMS) * time.Millisecond).Round(time.Second), p.EstimateFrom)
+	}
 	row("CLIENTS", "%s%s", strings.Join(p.ClientURLs, ", "), clientNeeds(p))
 	row("MEMBERS", "%s%s", p.PeerURL, peersListen(p))
-	advice := "not needed: "
-	if p.Bump.Needed {
-		advice = fmt.Sprintf("advised, --bump-revision %d: ", p.Bump.Revision)
+	if p.AppliedRevision > 0 {
+		advice := "not needed: "
+		if p.Bump.Needed {
+			advice = fmt.Sprintf("advised, --bump-revision %d: ", p.Bump.Revision)
+		}
+		row("BUMP", "%s%s", advice, p.Bump.Why)
+		row("", "It costs: %s", p.Bump.Cost)
 	}
-	row("BUMP", "%s%s", advice, p.Bump.Why)
-	row("", "It costs: %s", p.Bump.Cost)
 	if len(p.Refusals) == 0 {
 		row("REFUSED", "no: helio promote would promote it")
 	}

@@ -66,6 +66,7 @@ func TestReadIndexOfAPausedEtcd(t *testing.T) {
 	r.reaches(etcdtest.Fill(t, c.Client(t), 10))
 	c.Member(0).Pause()
 	defer c.Member(0).Resume()
+	r.until("silent", func() bool { return r.heard.why() != nil })
 	if rev, err := r.readIndex(); !unanswered(err) {
 		t.Errorf("%d, %v", rev, err)
 	}
