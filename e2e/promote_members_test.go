@@ -163,7 +163,7 @@ func TestSourceNodePromotedWithABump(t *testing.T) {
 	source.WaitFollowing()
 	rev := put(t, client, "a", 50)
 	source.WaitApplied(rev)
-	if _, err := source.TryPromote(); err == nil || !strings.Contains(err.Error(), "the etcd that it mirrors answers") {
+	if _, err := source.TryPromote(); err == nil || !strings.Contains(err.Error(), "its etcd answers") {
 		t.Errorf("with its etcd: %v", err)
 	}
 	etcd.Member(0).Kill()

@@ -158,7 +158,7 @@ func (p *promoted) refusals(opts PromoteOptions) []Refusal {
 	}
 	if peer := strings.TrimSuffix(opts.PeerURL, "/"); peer != "" && !slices.Contains(p.rec.PeerURLs, peer) {
 		list = append(list, Refusal{Reason: fmt.Sprintf("it was promoted with --peer-url %s, and not %s: "+
-			"what members are told is changed by 'etcdctl member update'", strings.Join(p.rec.PeerURLs, ","), peer)})
+			"tell members of it with 'etcdctl member update', and start the node with it", strings.Join(p.rec.PeerURLs, ","), peer)})
 	}
 	return list
 }

@@ -57,7 +57,7 @@ func recoverPromotion(dir string, database heliograph.DatabaseID, log *slog.Logg
 	if err != nil {
 		return false, Record{}, err
 	}
-	if !ok {
+	if !ok || rec.State == TakenBack {
 		return false, Record{}, checkNoEtcd(filesOf(dir, database))
 	}
 	f := filesOf(dir, rec.Database)
@@ -66,9 +66,6 @@ func recoverPromotion(dir string, database heliograph.DatabaseID, log *slog.Logg
 			return false, rec, fmt.Errorf("this node was promoted, but its etcd is gone: %w: restore it from a backup or another member", err)
 		}
 		return true, rec, nil
-	}
-	if rec.State == TakenBack {
-		return false, Record{}, checkNoEtcd(f)
 	}
 	lock, err := f.lockReplica()
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // Only what a stop makes of a listener is lowered, and only while it stops.
@@ -30,7 +31,11 @@ func TestStopNoise(t *testing.T) {
 			var out strings.Builder
 			h := &stopHandler{slog.NewTextHandler(&out, &slog.HandlerOptions{Level: level}), new(atomic.Bool)}
 			h.stopping.Store(test.stopping)
-			slog.New(h).With("part", "etcd").Error(test.msg, "err", test.err)
+			r := slog.NewRecord(time.Now(), slog.LevelError, test.msg, 0)
+			r.Add("err", test.err)
+			if err := h.WithAttrs([]slog.Attr{slog.String("part", "etcd")}).Handle(t.Context(), r); err != nil {
+				t.Error(err)
+			}
 			if test.want == "DEBUG" && level == slog.LevelInfo {
 				if out.Len() != 0 {
 					t.Errorf("%+v: got %q, want nothing", test, out.String())
