@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 	bolt "go.etcd.io/bbolt"
@@ -198,6 +199,18 @@ func TestRow03StrayWriteIsNoticedAtOpen(t *testing.T) {
 		src.put("a", "b")
 		if err := st.Apply(src.batch(2501)); err == nil || st.Applied() != 2500 {
 			t.Errorf("applied to a damaged file: %v", err)
+		}
+		// The evidence is neither written over nor compacted away.
+		changed := st.Changed()
+		st.Compact(2500)
+		select {
+		case <-changed:
+		case <-time.After(100 * time.Millisecond):
+		}
+		closeStore(t, st)
+		st = openStore(t, store.Config{Dir: dir})
+		if st.Damaged() == nil {
+			t.Errorf("compacted at %d, and a damaged file is taken for a good one", st.Compacted())
 		}
 		closeStore(t, st)
 	}

@@ -86,6 +86,14 @@ func (d *digests) begin(t, stored, floor tally) {
 	}
 }
 
+// leave leaves what is written down as it is: of a damaged file it is the evidence.
+// Nothing may be written to such a file, nor compacted.
+func (d *digests) leave() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.unsaved, d.dropped, d.dirty = nil, nil, false
+}
+
 // compact keeps what the block of a compaction revision has held, before the
 // records go: else nobody could tell later whether the rest of it is right.
 func (d *digests) compact(floor tally) {

@@ -78,8 +78,8 @@ func (s *Store) compactDue(now time.Time) time.Time {
 			limit = min(limit, sp.pin)
 		}
 	}
-	if s.held {
-		limit = 0
+	if s.held || c.damaged != nil {
+		limit = 0 // what is compacted is not compared any more when the file is opened
 	}
 	rev, next := s.wishes.due(now, s.cfg.History, limit)
 	s.mu.Unlock()

@@ -146,6 +146,9 @@ func (s *Store) load() error {
 		s.log.Error("database is damaged", "database", s.cfg.Database, "rev", bad.first, "err", c.damaged)
 	}
 	c.digests.begin(sum.tally, own.tally, sum.base)
+	if c.damaged != nil {
+		c.digests.leave()
+	}
 	s.install(c, sum, own.wishes.after(sum.compacted))
 	return nil
 }
