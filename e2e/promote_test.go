@@ -158,7 +158,7 @@ func TestPromotionKnowsOutdatedUsers(t *testing.T) {
 	if err == nil || !strings.Contains(string(said), "access control on") {
 		t.Errorf("export: %v\n%s", err, said)
 	}
-	heliotest.Run(t, "export", "--admin", mirror.Socket(), "--out", out, "--outdated-users")
+	heliotest.Run(t, "export", "--admin", mirror.Socket(), "--out", out, "--force")
 
 	etcd.Member(0).Start()
 	source.Start()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/heliograph/heliograph"
 	"github.com/heliograph/heliograph/internal/etcdtest"
 	"github.com/heliograph/heliograph/internal/heliotest"
+	"github.com/heliograph/heliograph/node"
 )
 
 // verifyCommand runs `helio verify` and returns what it prints and its exit code.
@@ -200,6 +202,56 @@ func TestBitRotIsFoundBesideAnIdleEtcd(t *testing.T) {
 	flip(t, mirror, marker)
 	if v := mirror.Verify(); v.Result != heliograph.VerifyUnequal {
 		t.Errorf("after a bit has rotted: %+v", v)
+	}
+}
+
+// What a verification has found lasts: a mirror that differs from etcd is diverged
+// after a restart, too, and is neither promoted nor exported unless by force.
+func TestUnequalLastsOverRestarts(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	client := etcd.Client(t)
+	pki := heliotest.NewPKI(t)
+	source := pki.Source("prod-us", etcd.Endpoints())
+	mirror := pki.Mirror("prod-eu", source, false)
+	if _, err := client.Put(t.Context(), "b", marker); err != nil {
+		t.Fatal(err)
+	}
+	rev := put(t, client, "c", 50)
+	mirror.WaitApplied(rev)
+	compact(t, etcd, rev-10) // what is below is not compared when the file is opened
+	mirror.WaitCompacted(rev - 10)
+	if v := mirror.Verify(); v.Result != heliograph.VerifyEqual {
+		t.Fatalf("before: %+v", v)
+	}
+	flip(t, mirror, marker)
+	if v := mirror.Verify(); v.Result != heliograph.VerifyUnequal {
+		t.Fatalf("%+v", v)
+	}
+	before := mirror.WaitDiverged()
+	if code, _ := mirror.Stop(20 * time.Second); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	_, err := node.ExportDir(t.Context(), mirror.DataDir, node.ExportOptions{Out: filepath.Join(t.TempDir(), "snapshot")}, nil)
+	if err == nil || !strings.Contains(err.Error(), "HashKV at revision") || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("exported: %v", err)
+	}
+	mirror.Start()
+	if s := mirror.WaitDiverged(); s.Why != before.Why {
+		t.Errorf("after the restart: %q, before: %q", s.Why, before.Why)
+	}
+	if err := mirror.Ready(); err == nil {
+		t.Error("ready")
+	}
+	lose(etcd, source)
+	if rec, err := mirror.TryPromote(); err == nil || !strings.Contains(err.Error(), "diverged") {
+		t.Errorf("promoted: %+v, %v", rec, err)
+	}
+	if code, _ := mirror.Stop(20 * time.Second); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if _, err := node.ExportDir(t.Context(), mirror.DataDir, node.ExportOptions{Out: filepath.Join(t.TempDir(), "snapshot"), Force: true}, nil); err != nil {
+		t.Errorf("exported by force: %v", err)
 	}
 }
 

@@ -19,8 +19,7 @@ type ExportOptions struct {
 	Kind         promote.Kind `json:"kind"`          // empty means promote.Snapshot
 	PeerURL      string       `json:"peer_url"`      // of the member; promote.DataDir only
 	BumpRevision int64        `json:"bump_revision"` // revisions to leave out after the last one
-	// OutdatedUsers exports although users and roles are known not to be the source's.
-	OutdatedUsers bool `json:"outdated_users"`
+	Force        bool         `json:"force"`         // also what a verification has found unequal, or whose users are outdated
 
 	By string `json:"-"` // who asks, for the audit
 }
@@ -104,6 +103,9 @@ func export(ctx context.Context, st *store.Store, dir *dataDir, opts ExportOptio
 			return heliograph.Fork{}, &promote.MisuseError{Err: fmt.Errorf("export: --peer-url %w", err)}
 		}
 	}
+	if d := st.Unequal(); d != nil && !opts.Force {
+		return heliograph.Fork{}, &conflictError{fmt.Errorf("export: %w; if this is the good copy, --force exports it", d)}
+	}
 	snap, err := st.Snapshot(ctx)
 	if errors.Is(err, heliograph.ErrNotReady) {
 		return heliograph.Fork{}, &conflictError{fmt.Errorf("export: %w: wait until helio status says following", err)}
@@ -114,10 +116,14 @@ func export(ctx context.Context, st *store.Store, dir *dataDir, opts ExportOptio
 	defer snap.Release()
 	cfg := promote.ExportConfig{
 		Out: opts.Out, Kind: opts.Kind, Cluster: dir.id.Cluster, Database: dir.id.Database,
-		BumpRevision: opts.BumpRevision, OutdatedUsers: opts.OutdatedUsers, Log: log.With("part", "export"),
+		BumpRevision: opts.BumpRevision, OutdatedUsers: opts.Force, Log: log.With("part", "export"),
 	}
 	if opts.PeerURL != "" {
 		cfg.PeerURLs = []string{opts.PeerURL}
 	}
-	return promote.Export(ctx, snap, cfg)
+	fork, err := promote.Export(ctx, snap, cfg)
+	if errors.Is(err, promote.ErrOutdatedUsers) {
+		err = &conflictError{fmt.Errorf("%w; --force exports them as they are here", err)}
+	}
+	return fork, err
 }

@@ -136,6 +136,9 @@ func (m *mirroring) followOnce(ctx context.Context) (asked *resync, err error) {
 	if err := m.store.Damaged(); err != nil {
 		return nil, err
 	}
+	if d := m.store.Unequal(); d != nil {
+		return nil, d
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	ended := make(chan error, 1)

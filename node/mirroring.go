@@ -90,6 +90,9 @@ func (n *Node) openMirroring() (_ *mirroring, err error) {
 		return nil, err
 	}
 	m.tracker = NewTracker(m.store.Applied(), n.cfg.Etcd != nil)
+	if d := m.store.Unequal(); d != nil {
+		m.tracker.Diverged(m.ofMove(d)) // before anybody can ask for a promotion
+	}
 	if err = m.buildUpstream(); err != nil {
 		return nil, err
 	}

@@ -49,6 +49,13 @@ func (m *mirroring) attempt(ctx context.Context, once tryVerify) heliograph.Veri
 		return heliograph.Unverified("the contents were replaced meanwhile")
 	case ctx.Err() != nil && v.Result == heliograph.VerifyUnknown:
 		v.Why = fmt.Sprintf("not done within %s: %s", verifyTimeout, v.Why)
+	case v.Result == heliograph.VerifyUnequal && errors.Is(ctx.Err(), context.Canceled):
+		return heliograph.Unverified("stopped before it was certain that a difference lasts")
+	case v.Result == heliograph.VerifyUnequal:
+		// Noted before anybody acts on it: a restart must not forget it.
+		if err := m.store.SetUnequal(generation, unequal(v)); err != nil {
+			return heliograph.Unverified(err.Error())
+		}
 	}
 	return v
 }
@@ -149,13 +156,18 @@ func (m *mirroring) verified(v heliograph.Verification) {
 	case heliograph.VerifyUnequal:
 		log.Error("verification found a difference", "err", v.Why)
 		select {
-		case m.unequal <- &heliograph.DivergedError{Rev: v.Revision, Why: v.Why +
-			": one of the two is damaged or has missed something; helio resync replaces this copy"}:
+		case m.unequal <- unequal(v):
 		default: // it is known already
 		}
 	default:
 		log.Warn("not verified", "err", v.Why)
 	}
+}
+
+// unequal says of a verification that it has found a difference.
+func unequal(v heliograph.Verification) *heliograph.DivergedError {
+	return &heliograph.DivergedError{Rev: v.Revision, Why: v.Why +
+		": one of the two is damaged or has missed something; helio resync replaces this copy"}
 }
 
 // pause waits, and reports whether ctx still lasts.

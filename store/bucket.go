@@ -16,6 +16,7 @@ import (
 //	forks        what heliograph.EncodeForks writes; missing if there are none
 //	compactions  what wishes.encode writes; missing if there are none
 //	auth         heliograph.AccessControl; missing while not known
+//	unequal      what encodeUnequal writes; missing if no verification found a difference
 //	tally, block/…  see digests
 type ownBucket struct{}
 
@@ -35,6 +36,7 @@ var (
 	forksKey       = []byte("forks")
 	compactionsKey = []byte("compactions")
 	authKey        = []byte("auth")
+	unequalKey     = []byte("unequal")
 )
 
 // ownState is what the bucket holds.
@@ -42,6 +44,7 @@ type ownState struct {
 	lineage heliograph.Lineage
 	wishes  wishes
 	auth    *heliograph.AccessControl // nil if not known
+	unequal *heliograph.DivergedError // nil if nothing was found
 	tally   tally
 }
 
@@ -125,9 +128,13 @@ func readOwn(tx *bolt.Tx) (ownState, error) {
 	if err != nil {
 		return ownState{}, err
 	}
+	unequal, err := decodeUnequal(b.Get(unequalKey))
+	if err != nil {
+		return ownState{}, err
+	}
 	t, err := readDigests(tx)
 	if err != nil {
 		return ownState{}, err
 	}
-	return ownState{lineage: heliograph.Lineage{Origin: origin, Forks: forks}, wishes: w, auth: a, tally: t}, nil
+	return ownState{lineage: heliograph.Lineage{Origin: origin, Forks: forks}, wishes: w, auth: a, unequal: unequal, tally: t}, nil
 }

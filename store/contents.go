@@ -25,6 +25,7 @@ type contents struct {
 	// damaged is why nothing may be applied: the file does not hold what was
 	// applied to it. Nil if it does. Fixed before the contents are current.
 	damaged *heliograph.DivergedError
+	unequal atomic.Pointer[heliograph.DivergedError] // nil unless a verification has found a difference
 	epoch   *epoch
 	access  heliograph.AccessControl // of its users and roles; fixed, too
 	// users counts those who read be outside of MVCC's own locks; be is closed

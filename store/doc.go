@@ -40,7 +40,8 @@
 // replaces contents only if both are of one history, record by record.
 //
 // A file whose records are not those that were applied is noticed at Open, as far
-// as they have not been compacted: see [Store.Damaged].
+// as they have not been compacted: see [Store.Damaged]. What a verification has found
+// is remembered with the contents: see [Store.SetUnequal].
 //
 // A failed write or fsync of the contents ends the process, as it does in etcd:
 // after it nobody knows what is on the disk. So that a full disk does not come

@@ -138,6 +138,7 @@ func (s *Store) load() error {
 		return err
 	}
 	c.lineage.Store(&own.lineage)
+	c.unequal.Store(own.unequal)
 	s.auth.Store(own.auth)
 	if bad := sum.tally.merge(own.tally); bad != nil {
 		c.damaged = &heliograph.DivergedError{Rev: bad.first, Why: fmt.Sprintf(

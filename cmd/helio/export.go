@@ -70,7 +70,7 @@ With --admin a running node writes, on its own machine and as its own user. With
 	fl.StringVar(&kind, "kind", string(promote.Snapshot), "snapshot or datadir")
 	fl.StringVar(&opts.PeerURL, "peer-url", "", "of a datadir: where members will reach it; empty: "+promote.DefaultPeerURL)
 	fl.Int64Var(&opts.BumpRevision, "bump-revision", 0, "leave out that many revisions after the last one")
-	fl.BoolVar(&opts.OutdatedUsers, "outdated-users", false, "export although users and roles have changed at the source since the replica's last snapshot")
+	fl.BoolVar(&opts.Force, "force", false, "export although a verification has found the replica unequal to etcd, or users and roles have changed at the source since its last snapshot")
 	fl.StringVarP(&output, "output", "o", "table", "table or json")
 	fl.StringVar(&level, "log-level", "warn", "with --data-dir: debug, info, warn or error")
 	addConfigFlag(cmd)

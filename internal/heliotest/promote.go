@@ -58,8 +58,11 @@ func (n *Node) Plan() node.Plan {
 // WaitPromoted waits until the node is promoted, and its etcd takes writes.
 func (n *Node) WaitPromoted() heliograph.Status {
 	n.tb.Helper()
+	serves := false // from then on the status is that of its etcd
 	return n.WaitStatus("promoted", promoteWait, func(s heliograph.Status) bool {
-		return s.Status == heliograph.Promoted && n.Ready() == nil
+		served := serves
+		serves = s.Status == heliograph.Promoted && n.Ready() == nil
+		return served && serves
 	})
 }
 
