@@ -165,7 +165,7 @@ func TestPromotionKnowsOutdatedUsers(t *testing.T) {
 	mirror.WaitFollowing()
 	source.Resync()
 	source.WaitFollowing()
-	mirror.Resync()
+	mirror.WaitStatus("resynced", time.Minute, func(heliograph.Status) bool { return mirror.TryResync() == nil }) // it connects again
 	mirror.WaitStatus("of the same users again", time.Minute, outdated(false))
 	mirror.WaitFollowing()
 	lose(etcd, source)

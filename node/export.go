@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -87,6 +88,8 @@ func export(ctx context.Context, st *store.Store, dir *dataDir, opts ExportOptio
 	}
 	inside, err := dir.holds(opts.Out)
 	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return heliograph.Fork{}, &promote.MisuseError{Err: fmt.Errorf("export to %s: there is no folder %s: make it, or choose another", opts.Out, filepath.Dir(opts.Out))}
 	case err != nil:
 		return heliograph.Fork{}, fmt.Errorf("export to %s: %w", opts.Out, err)
 	case inside:
