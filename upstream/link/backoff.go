@@ -69,15 +69,6 @@ func (b *backoff) next(c class) time.Duration {
 	return b.upTo(min(bound, limit))
 }
 
-// nextWithin is next where the wait must not be longer than most.
-func (b *backoff) nextWithin(c class, most time.Duration) time.Duration {
-	d := b.next(c)
-	if d > most {
-		d = b.upTo(most)
-	}
-	return d
-}
-
 func (b *backoff) upTo(d time.Duration) time.Duration {
 	return time.Duration(b.random(int64(d) + 1))
 }

@@ -66,7 +66,7 @@ type Config struct {
 	AckDelay      time.Duration // between two acks; zero means 10ms
 
 	BackoffBase time.Duration // bound of the first wait; zero means 500ms
-	BackoffCap  time.Duration // bound of every later one; zero means 30s, or 5s where nobody is there
+	BackoffCap  time.Duration // bound of every later one; zero means 30s
 	SlowRetry   time.Duration // least wait after a mistake in a configuration; zero means 30s
 	Settled     time.Duration // a connection that lived this long starts the waits anew; zero means 10s
 

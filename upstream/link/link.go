@@ -130,11 +130,7 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 	if mend != nil && mend != shown { //nolint:errorlint // this very error, not one like it
 		l.show(mend)
 	}
-	wait := retry.next
-	if owed == normal && l.nobody() {
-		wait = func(c class) time.Duration { return retry.nextWithin(c, gonePause) }
-	}
-	if !l.pause(ctx, owed, wait(owed)) {
+	if !l.pause(ctx, owed, retry.next(owed)) {
 		return context.Cause(ctx)
 	}
 	return nil
@@ -224,7 +220,6 @@ func (l *Link) follow(ctx context.Context, t target) (out outcome) {
 func (l *Link) begin(s *session) {
 	l.mu.Lock()
 	l.session = s
-	l.rounds.gone = time.Time{}
 	l.rounds.changeLocked()
 	l.mu.Unlock()
 	l.setPath(s.ack.Path)

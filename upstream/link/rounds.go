@@ -11,27 +11,17 @@ import (
 
 // rounds is what is known of the rounds over the addresses, for those who ask while
 // there is no session. Such a call waits for a session, or for the end of a round
-// that began after it: then every address has been tried. If a round has just ended in
-// which nobody was there, it is not kept waiting for another.
+// that began after it: then every address has been tried.
 type rounds struct {
 	changed chan struct{} // closed at each change, and of the link's session
 	asking  int           // calls that wait
 	begun   int
-	ended   int       // the last one that went to its end; 0 if none did
-	gone    time.Time // when a round ended in which nobody was there; zero if another came after it, or a session
-	last    error     // why an address failed in the round under way: one where somebody is, if there is one
-	there   bool      // last is such a one
-	err     error     // what the round that ended comes to
-	stopped bool      // Run has returned
+	ended   int   // the last one that went to its end; 0 if none did
+	last    error // why an address failed in the round under way: one where somebody is, if there is one
+	there   bool  // last is such a one
+	err     error // what the round that ended comes to
+	stopped bool  // Run has returned
 }
-
-// goneFor is for how long nobody is taken to be there after all were tried. With one
-// address the next round ends before that: it begins within gonePause, and a dial
-// takes 5 s.
-const (
-	goneFor   = 12 * time.Second
-	gonePause = 5 * time.Second
-)
 
 func (r *rounds) changeLocked() {
 	close(r.changed)
@@ -69,18 +59,11 @@ func (l *Link) roundEnds() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := &l.rounds
-	r.ended, r.err, r.gone = r.begun, fmt.Errorf("%w: %w", ErrDisconnected, r.last), time.Time{}
+	r.ended, r.err = r.begun, fmt.Errorf("%w: %w", ErrDisconnected, r.last)
 	if !r.there {
-		r.err, r.gone = &heliograph.UnansweredError{Err: r.err}, time.Now()
+		r.err = &heliograph.UnansweredError{Err: r.err}
 	}
 	r.changeLocked()
-}
-
-// nobody reports whether nobody was there in the round that has just ended.
-func (l *Link) nobody() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return !l.rounds.gone.IsZero()
 }
 
 // asking reports whether somebody waits for a session.
@@ -108,9 +91,6 @@ func (l *Link) connected(ctx context.Context) (*session, error) {
 	case l.retry <- struct{}{}:
 	default:
 	}
-	if !r.stopped && time.Since(r.gone) < goneFor {
-		return nil, r.err
-	}
 	for after := r.begun; ; {
 		switch {
 		case l.session != nil:
@@ -135,9 +115,8 @@ func (l *Link) connected(ctx context.Context) (*session, error) {
 // ReadIndex asks the source for the newest revision of the etcd at the head of the
 // chain; a replica that has applied it can answer a linearizable read that began
 // before the call. Without a connection it has one tried at once, though not more
-// often than once a second, and waits until every address has been tried, unless all
-// were within the last twelve seconds and nobody was there; then it fails with
-// [ErrDisconnected] and why. It waits as long as ctx allows, and for
+// often than once a second, and waits until every address has been tried; then it
+// fails with [ErrDisconnected] and why. It waits as long as ctx allows, and for
 // Config.ReadTimeout if that has no deadline. An error that holds a
 // *heliograph.UnansweredError says that nothing has answered: not the origin, or
 // nobody on the way to it.

@@ -2,7 +2,6 @@ package link_test
 
 import (
 	"errors"
-	"math/rand/v2"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -319,27 +318,6 @@ func TestBackoffIsBounded(t *testing.T) {
 		// Full jitter up to 30 s: on average one try in 15 s.
 		if n := src.count(); n < 150 || n > 400 {
 			t.Errorf("%d tries within an hour", n)
-		}
-	})
-}
-
-// Where nobody is there, each wait is short enough that whoever asks meanwhile can be
-// told so at once.
-func TestNobodyIsTriedAgainSoon(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, src, n := simulated(t, idle)
-		w.cfg.ReadTimeout = time.Minute
-		l := w.run()
-		src.last(t)
-		n.toSource.Store(true)
-		n.toMirror.Store(true)
-		time.Sleep(time.Minute)
-		for range 100 {
-			time.Sleep(time.Duration(rand.Int64N(int64(time.Minute))))
-			began := time.Now()
-			if _, err := l.ReadIndex(t.Context()); !unanswered(err) || time.Since(began) > 0 {
-				t.Fatalf("%v, after %v", err, time.Since(began))
-			}
 		}
 	})
 }
