@@ -44,6 +44,11 @@ func (s *Server) monitor(ctx context.Context) {
 		select {
 		case <-changed:
 		case <-tick.C:
+			// First of all whether the contents are still there: those who are turned
+			// away resume by themselves, and those who watched what is gone must not.
+			if kv, err := s.cfg.Replica.KV(); seen != nil && (err != nil || kv != seen) {
+				continue
+			}
 			if n := s.streams.recheck(s.permit); n > 0 {
 				s.cfg.Log.Warn("callers are admitted no longer, streams ended", "streams", n)
 			}

@@ -224,6 +224,31 @@ func TestWatchOfAReplacedStoreEnds(t *testing.T) {
 	wantStatus(t, err, codes.OutOfRange, "compacted")
 }
 
+// With the contents goes what was known of the source's access control, so that callers
+// are turned away at the same moment. The watch is told of the contents first: a client
+// that was turned away would resume by itself, in another history.
+func TestWatchOfAReplacedStoreIsToldOfThatFirst(t *testing.T) {
+	r := newReplica(t)
+	before, err := r.KV()
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := serve(t, r, func(c *readapi.Config) {
+		c.LeaderInterval = 10 * time.Millisecond
+		c.Admit = func(context.Context) error {
+			if now, err := r.KV(); err != nil || now != before {
+				return fmt.Errorf("whether the source has access control on is %w", readapi.ErrUndecided)
+			}
+			return nil
+		}
+	})
+	w := watchOn(t, call(t), srv)
+	open(t, w, everything)
+	r.open(t.TempDir() + "/db")
+	_, err = w.Recv()
+	wantStatus(t, err, codes.OutOfRange, "compacted")
+}
+
 func TestWatchGoesOnWhenTheClientHasSaidAll(t *testing.T) {
 	r := newReplica(t)
 	w := watchOn(t, call(t), serve(t, r))
