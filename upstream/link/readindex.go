@@ -24,10 +24,12 @@ type readAnswer struct {
 
 // reads are the read-index requests of one connection.
 //
-// Invariant: queue holds requests of waiting; len(waiting) <= maxReads.
+// Invariant: queue holds requests of waiting, which has those that are not answered
+// yet; a nil channel is of one that was sent and that nobody waits for any more. Each
+// has a slot, so that the source never has more than maxReads.
 type reads struct {
-	slots chan struct{} // one for each request not answered yet
-	wake  func()        // tells the writer of the control stream that queue grew
+	slots chan struct{}
+	wake  func() // tells the writer of the control stream that queue grew
 
 	mu      sync.Mutex
 	nextID  uint64
@@ -47,11 +49,11 @@ func (r *reads) ask(ctx context.Context) (int64, error) {
 	case <-ctx.Done():
 		return 0, fmt.Errorf("%d read-index requests are under way: %w", maxReads, context.Cause(ctx))
 	}
-	defer func() { <-r.slots }()
 
 	answer := make(chan readAnswer, 1)
 	r.mu.Lock()
 	if err := r.closed; err != nil {
+		<-r.slots
 		r.mu.Unlock()
 		return 0, err
 	}
@@ -70,11 +72,35 @@ func (r *reads) ask(ctx context.Context) (int64, error) {
 	case a := <-answer:
 		return a.rev, a.err
 	case <-ctx.Done():
-		r.mu.Lock()
-		delete(r.waiting, id)
-		r.queue = slices.DeleteFunc(r.queue, func(queued wire.ReadIndex) bool { return queued.ID == id })
-		r.mu.Unlock()
+		r.giveUp(id)
 		return 0, fmt.Errorf("read index: %w", context.Cause(ctx))
+	}
+}
+
+// giveUp takes a request back that was not sent. For one that was, the source still
+// works.
+func (r *reads) giveUp(id uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.waiting[id]; !ok {
+		return // answered just now
+	}
+	i := slices.IndexFunc(r.queue, func(queued wire.ReadIndex) bool { return queued.ID == id })
+	if i < 0 {
+		r.waiting[id] = nil
+		return
+	}
+	r.queue = slices.Delete(r.queue, i, i+1)
+	r.endLocked(id, readAnswer{})
+}
+
+// endLocked ends a request, and gives its slot to the next.
+func (r *reads) endLocked(id uint64, a readAnswer) {
+	answer := r.waiting[id]
+	delete(r.waiting, id)
+	<-r.slots
+	if answer != nil {
+		answer <- a
 	}
 }
 
@@ -97,11 +123,9 @@ func (r *reads) answer(reply wire.ReadIndexReply) error {
 	if reply.ID >= r.nextID {
 		return broken("a reply to read index %d, which was not asked", reply.ID)
 	}
-	answer, ok := r.waiting[reply.ID]
-	if !ok {
+	if _, ok := r.waiting[reply.ID]; !ok {
 		return nil
 	}
-	delete(r.waiting, reply.ID)
 	a := readAnswer{rev: reply.LSN}
 	if reply.ErrorDetail != "" {
 		a = readAnswer{err: fmt.Errorf("the source cannot tell its newest revision: %s", cut(reply.ErrorDetail))}
@@ -111,7 +135,7 @@ func (r *reads) answer(reply wire.ReadIndexReply) error {
 	} else if reply.LSN < 1 {
 		a = readAnswer{err: errors.New("the source does not know its newest revision")}
 	}
-	answer <- a
+	r.endLocked(reply.ID, a)
 	return nil
 }
 
@@ -120,9 +144,8 @@ func (r *reads) close(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.closed = err
-	for id, answer := range r.waiting {
-		delete(r.waiting, id)
-		answer <- readAnswer{err: err}
+	for id := range r.waiting {
+		r.endLocked(id, readAnswer{err: err})
 	}
 	r.queue = nil
 }

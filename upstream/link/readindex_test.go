@@ -206,6 +206,39 @@ func TestReadIndexDoesNotWaitForTheNextTry(t *testing.T) {
 	})
 }
 
+// A source ends a connection with more questions than it allows. One that nobody waits
+// for any more counts until the source has answered it.
+func TestReadIndexGivenUpKeepsItsPlace(t *testing.T) {
+	w, src, l := following(t)
+	c := src.last(t)
+	const most = 1024
+	ask := func(n int, wait func()) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		var work sync.WaitGroup
+		for range n {
+			work.Go(func() {
+				if _, err := l.ReadIndex(ctx); err == nil {
+					t.Error("answered by nobody")
+				}
+			})
+		}
+		wait()
+		cancel()
+		work.Wait()
+	}
+	asked := func(n int) func() {
+		return func() { w.bell.until(t, "all are asked", func() bool { return len(c.asked()) == n }) }
+	}
+	ask(most, asked(most))
+	ask(100, func() { time.Sleep(100 * time.Millisecond) }) // long enough to be asked, were there places
+	if n := len(c.asked()); n != most {
+		t.Errorf("%d questions at once, at most %d are allowed", n, most)
+	}
+	c.send(wire.ReadIndexReply{ID: c.asked()[7], LSN: 7})
+	ask(1, asked(most+1))
+}
+
 // Many who ask for a long time do not hammer a source.
 func TestReadIndexRetriesOnceASecond(t *testing.T) {
 	for code, most := range map[heliograph.Code]int{heliograph.CodeOverloaded: 120, heliograph.CodeNotAuthorized: 25} {
