@@ -20,11 +20,20 @@ import (
 	"github.com/heliograph/heliograph/promote"
 )
 
-// The columns and rows of a promotion.
-const (
-	byPromote = "helio promote"
-	byEtcd    = "etcd, started on that data"
-)
+// promotion is one way to a promotion, with the columns of it and of an etcd that is
+// started on the data that it has made.
+type promotion struct {
+	promoted, etcd string
+	lost           bool // the source is killed first; else it answers, and the promotion is forced
+}
+
+var promotions = []promotion{
+	{"source lost", "etcd on its data", true},
+	{"--force", "etcd on its data, too", false},
+}
+
+// lostFor is how long a source has been lost when its mirror is promoted.
+const lostFor = 20 * time.Second
 
 var (
 	writeSeconds = row{"time until the first write is accepted, s", 2}
@@ -33,32 +42,44 @@ var (
 	promotePeak  = row{"peak memory, MiB", 0}
 )
 
-// BenchmarkPromotion promotes a mirror that follows, and measures from the start of
-// `helio promote` until a writer, who tries all the time, has his first write
-// accepted. Beside it an etcd is started on the data directory that this has made,
-// with the same addresses; its time begins with the start of the process.
+// BenchmarkPromotion promotes a mirror that follows, or whose source is lost, and
+// measures from the start of `helio promote` until a writer, who tries all the time,
+// has his first write accepted. Beside it an etcd is started on the data directory
+// that this has made, with the same addresses; its time begins with the start of the
+// process.
 func BenchmarkPromotion(b *testing.B) {
 	o := readOptions(b)
-	t := newTable("Promotion", []string{byPromote, byEtcd}, []row{writeSeconds, writeRatio, answered, promotePeak})
+	var columns []string
+	for _, p := range promotions {
+		columns = append(columns, p.promoted, p.etcd)
+	}
+	t := newTable("Promotion", columns, []row{writeSeconds, writeRatio, answered, promotePeak})
 	facts := conditions(b, o)
 	inCell(b, func(outer *cell) {
 		etcd := startEtcd(outer, o)
 		revision := fill(outer, etcd.Client(outer), o.keys)
 		pki := heliotest.NewPKI(outer)
 		source := pki.Source("prod-us", etcd.Endpoints())
-		source.WaitFollowing()
-		rounds(b, o, []variant{{byPromote, func(c *cell) { promoteOnce(c, t, pki, source, revision) }}})
+		var variants []variant
+		for _, p := range promotions {
+			variants = append(variants, variant{p.promoted, func(c *cell) { p.run(c, t, pki, source, revision) }})
+		}
+		rounds(b, o, variants)
 	})
-	t.addRatios(writeRatio, byPromote, writeSeconds, byPromote, byEtcd, 1)
-	t.note("The source answers, and --force promotes all the same: where it is silent, a second is spent on asking it, and without --force as long as dialling everybody takes, 5 s for each address.")
+	for _, p := range promotions {
+		t.addRatios(writeRatio, p.promoted, writeSeconds, p.promoted, p.etcd, 1)
+	}
+	t.note("Source lost: it was killed %v before helio promote, which asks for it once more. --force: it answers, and the mirror is promoted all the same.", lostFor)
 	show(b, facts, t)
-	b.ReportMetric(t.get(writeSeconds, byPromote).median(), "promote-s")
-	b.ReportMetric(t.get(writeSeconds, byEtcd).median(), "etcd-s")
-	b.ReportMetric(t.get(writeRatio, byPromote).median(), "times-etcd")
+	lost := promotions[0]
+	b.ReportMetric(t.get(writeSeconds, lost.promoted).median(), "promote-s")
+	b.ReportMetric(t.get(writeSeconds, lost.etcd).median(), "etcd-s")
+	b.ReportMetric(t.get(writeRatio, lost.promoted).median(), "times-etcd")
 }
 
-func promoteOnce(c *cell, t *table, pki *heliotest.PKI, source *heliotest.Node, revision int64) {
+func (p promotion) run(c *cell, t *table, pki *heliotest.PKI, source *heliotest.Node, revision int64) {
 	c.Helper()
+	source.WaitFollowing()
 	mirror := pki.With(c, heliotest.Binary(c)).Mirror("prod-eu", source, false)
 	if !c.until(copyWait, 20*time.Millisecond, func() bool {
 		s, err := mirror.Status()
@@ -66,23 +87,30 @@ func promoteOnce(c *cell, t *table, pki *heliotest.PKI, source *heliotest.Node, 
 	}) {
 		c.Fatal("the mirror does not follow")
 	}
+	args := []string{"--force"}
+	if p.lost {
+		source.Kill()
+		defer source.Start()
+		c.hold(lostFor)
+		args = nil
+	}
 	start := time.Now()
 	var asking sync.WaitGroup
 	var rec promote.Record
 	var err error
 	var took time.Duration
 	asking.Go(func() {
-		rec, err = mirror.TryPromote("--force")
+		rec, err = mirror.TryPromote(args...)
 		took = time.Since(start)
 	})
 	written := firstWrite(c, mirror.Clients)
-	t.add(writeSeconds, byPromote, time.Since(start).Seconds())
+	t.add(writeSeconds, p.promoted, time.Since(start).Seconds())
 	asking.Wait()
 	if err != nil || written != revision+1 || rec.Revision != revision {
 		c.Fatalf("promoted at revision %d, first write at %d, want %d and %d: %v", rec.Revision, written, revision, revision+1, err)
 	}
-	t.add(answered, byPromote, took.Seconds())
-	t.add(promotePeak, byPromote, float64(usageOf(c, mirror.PID()).peakBytes)/(1<<20))
+	t.add(answered, p.promoted, took.Seconds())
+	t.add(promotePeak, p.promoted, float64(usageOf(c, mirror.PID()).peakBytes)/(1<<20))
 	if code, _ := mirror.Stop(startWait); code != 0 {
 		c.Fatalf("the promoted node ends with %d", code)
 	}
@@ -97,8 +125,8 @@ func promoteOnce(c *cell, t *table, pki *heliotest.PKI, source *heliotest.Node, 
 	if got := firstWrite(c, mirror.Clients); got != written+1 {
 		c.Fatalf("etcd's first write has revision %d, want %d", got, written+1)
 	}
-	t.add(writeSeconds, byEtcd, time.Since(start).Seconds())
-	t.add(promotePeak, byEtcd, float64(usageOf(c, etcd.PID()).peakBytes)/(1<<20))
+	t.add(writeSeconds, p.etcd, time.Since(start).Seconds())
+	t.add(promotePeak, p.etcd, float64(usageOf(c, etcd.PID()).peakBytes)/(1<<20))
 }
 
 // firstWrite tries to write until that is accepted, and returns the revision.

@@ -112,7 +112,18 @@ func fetchPlan(ctx context.Context, client *adminClient, opts node.PromoteOption
 }
 
 func showPlan(ctx context.Context, client *adminClient, std stdio, opts node.PromoteOptions, output string) error {
+	asking, stop := context.WithCancel(ctx)
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		select {
+		case <-time.After(promoteEvery):
+			fmt.Fprintln(std.err, sayAsking)
+		case <-asking.Done():
+		}
+	})
 	raw, plan, err := fetchPlan(ctx, client, opts)
+	stop()
+	watcher.Wait()
 	if err != nil {
 		return err
 	}
@@ -158,6 +169,9 @@ func runPromote(ctx context.Context, client *adminClient, std stdio, opts node.P
 	return printPromoted(std.out, rec.Record, plan, headline)
 }
 
+// sayAsking is said when it takes long to find out whether there still is a source.
+const sayAsking = "asking whether the etcd that it mirrors answers, which takes some seconds if it does not"
+
 // sayPromoting says each step once, until ctx ends.
 func sayPromoting(ctx context.Context, client *adminClient, talk *screen) {
 	tick := time.NewTicker(promoteEvery)
@@ -174,11 +188,17 @@ func sayPromoting(ctx context.Context, client *adminClient, talk *screen) {
 			continue // the answer to the promotion says more
 		}
 		list, err := heliograph.ParseStatuses(raw)
-		if err != nil || len(list) == 0 || list[0].Status != heliograph.Promoting || list[0].Why == said {
+		if err != nil || len(list) == 0 {
 			continue
 		}
-		said = list[0].Why
-		fmt.Fprintf(talk, "promoting: %s\n", said)
+		switch now := list[0]; {
+		case now.Status == heliograph.Promoting && now.Why != said:
+			said = now.Why
+			fmt.Fprintf(talk, "promoting: %s\n", said)
+		case now.Status != heliograph.Promoting && now.Status != heliograph.Promoted && said == "":
+			said = sayAsking
+			fmt.Fprintln(talk, sayAsking)
+		}
 	}
 }
 

@@ -69,12 +69,21 @@ func (b *backoff) next(c class) time.Duration {
 	return b.upTo(min(bound, limit))
 }
 
+// nextWithin is next where the wait must not be longer than most.
+func (b *backoff) nextWithin(c class, most time.Duration) time.Duration {
+	d := b.next(c)
+	if d > most {
+		d = b.upTo(most)
+	}
+	return d
+}
+
 func (b *backoff) upTo(d time.Duration) time.Duration {
 	return time.Duration(b.random(int64(d) + 1))
 }
 
-// Least pauses between attempts while somebody asks: an ordinary one, and one for
-// what somebody has to mend.
+// How often an attempt may begin while somebody asks: an ordinary one, and one of what
+// somebody has to mend.
 const (
 	retryEvery     = time.Second
 	retrySlowEvery = 5 * time.Second
@@ -83,11 +92,11 @@ const (
 // pause waits for d or until ctx ends, and reports whether ctx has not. While
 // somebody asks, the pause after an error of class c is as short as it may be.
 func (l *Link) pause(ctx context.Context, c class, d time.Duration) bool {
-	least := retryEvery
-	if c == slow {
-		least = retrySlowEvery
-	}
 	began, asked := time.Now(), l.retry
+	least := max(0, retryEvery-began.Sub(l.attempted))
+	if c == slow {
+		least = max(0, retrySlowEvery-began.Sub(l.attempted))
+	}
 	if l.asking() {
 		d = min(d, least)
 	}

@@ -66,7 +66,7 @@ type Config struct {
 	AckDelay      time.Duration // between two acks; zero means 10ms
 
 	BackoffBase time.Duration // bound of the first wait; zero means 500ms
-	BackoffCap  time.Duration // bound of every later one; zero means 30s
+	BackoffCap  time.Duration // bound of every later one; zero means 30s, and 5s is the most where nobody is there
 	SlowRetry   time.Duration // least wait after a mistake in a configuration; zero means 30s
 	Settled     time.Duration // a connection that lived this long starts the waits anew; zero means 10s
 

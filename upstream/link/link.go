@@ -15,9 +15,13 @@ import (
 // Link follows one source. Its methods are safe for concurrent use, except that
 // Run runs once at a time.
 type Link struct {
-	cfg      Config
-	metrics  *metrics
-	followed time.Time // when a source was last followed; zero if none was since Run began, whose alone it is
+	cfg     Config
+	metrics *metrics
+
+	// Run's alone.
+	followed  time.Time // when a source was last followed; zero if none was since Run began
+	attempted time.Time // when the last attempt began
+	due       time.Time // where nobody is there: when the next round is due that is not quick
 
 	retry chan struct{} // capacity 1: somebody asks, and there is no session
 
@@ -72,9 +76,12 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 	others := false  // some address did not say so
 	l.roundBegins()
 	for _, host := range l.cfg.Address.Hosts {
-		targets, err := l.resolve(ctx, host)
+		targets, err := l.find(ctx, host)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if errors.Is(err, errHurried) {
+			return nil
 		}
 		if err != nil {
 			shown = l.failed(host, fmt.Errorf("%s: %w", host, err))
@@ -88,6 +95,9 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 				out := l.follow(ctx, t)
 				if ctx.Err() != nil {
 					return context.Cause(ctx)
+				}
+				if errors.Is(out.err, errHurried) {
+					return nil
 				}
 				retry.ended(out.lived, out.progressed)
 				shown = l.failed(t.String(), out.err)
@@ -130,10 +140,23 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 	if mend != nil && mend != shown { //nolint:errorlint // this very error, not one like it
 		l.show(mend)
 	}
-	if !l.pause(ctx, owed, retry.next(owed)) {
+	if !l.pause(ctx, owed, l.untilNext(owed, retry)) {
 		return context.Cause(ctx)
 	}
 	return nil
+}
+
+// untilNext returns how long to wait after a round that comes to an error of class c.
+// A quick round does not put the next one off.
+func (l *Link) untilNext(c class, retry *backoff) time.Duration {
+	nobody, quick := l.nobody()
+	if c != normal || !nobody {
+		return retry.next(c)
+	}
+	if !quick {
+		l.due = time.Now().Add(retry.nextWithin(c, gonePause))
+	}
+	return time.Until(l.due)
 }
 
 // sooner returns the class that is tried again sooner.
@@ -176,10 +199,26 @@ type outcome struct {
 	progressed bool          // the replica came further
 }
 
+// find resolves a host of the address.
+func (l *Link) find(ctx context.Context, host string) ([]target, error) {
+	l.attempted = time.Now()
+	timed, done := l.waiting(ctx)
+	targets, err := l.resolve(timed, host)
+	if done() && err != nil {
+		return nil, errHurried
+	}
+	return targets, err
+}
+
 // follow follows the source at t until that ends.
 func (l *Link) follow(ctx context.Context, t target) (out outcome) {
 	l.cfg.Reporter.Connecting(t.String())
-	conn, err := l.dial(ctx, t)
+	l.attempted = time.Now()
+	timed, done := l.waiting(ctx)
+	conn, err := l.dial(timed, t)
+	if done() && err != nil {
+		return outcome{err: errHurried}
+	}
 	if err != nil {
 		l.metrics.dials.WithLabelValues("failed").Inc()
 		out.err = explain(t.String(), l.cfg.Address.Cluster, err)
@@ -220,6 +259,7 @@ func (l *Link) follow(ctx context.Context, t target) (out outcome) {
 func (l *Link) begin(s *session) {
 	l.mu.Lock()
 	l.session = s
+	l.rounds.gone = time.Time{}
 	l.rounds.changeLocked()
 	l.mu.Unlock()
 	l.setPath(s.ack.Path)

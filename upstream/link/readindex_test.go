@@ -181,8 +181,8 @@ func TestReadIndexDoesNotWaitForTheNextTry(t *testing.T) {
 		l := w.run()
 		w.lost(1)
 		for _, cut := range []bool{true, false, true} {
-			time.Sleep(time.Minute)
 			n.toSource.Store(cut)
+			time.Sleep(time.Minute)
 			if _, err := l.ReadIndex(t.Context()); !errors.Is(err, link.ErrDisconnected) || unanswered(err) != cut {
 				t.Errorf("cut %v: %v", cut, err)
 			}

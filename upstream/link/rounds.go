@@ -11,16 +11,44 @@ import (
 
 // rounds is what is known of the rounds over the addresses, for those who ask while
 // there is no session. Such a call waits for a session, or for the end of a round
-// that began after it: then every address has been tried.
+// that began after it: then every address has been tried. Where nobody was there a
+// moment ago, that round is a quick one, and begins at once.
 type rounds struct {
 	changed chan struct{} // closed at each change, and of the link's session
 	asking  int           // calls that wait
 	begun   int
-	ended   int   // the last one that went to its end; 0 if none did
-	last    error // why an address failed in the round under way: one where somebody is, if there is one
-	there   bool  // last is such a one
-	err     error // what the round that ended comes to
-	stopped bool  // Run has returned
+	ended   int                // the last one that went to its end; 0 if none did
+	quick   bool               // the round under way is one
+	hurry   context.CancelFunc // ends what a round that is not quick waits for; nil if it waits for nothing
+	hurried bool               // it was called in the round under way
+	gone    time.Time          // when a round ended that was not quick, with nobody there; zero if somebody was since
+	last    error              // why an address failed in the round under way: one where somebody is, if there is one
+	there   bool               // last is such a one
+	err     error              // what the round that ended comes to
+	stopped bool               // Run has returned
+}
+
+const (
+	// quickDial is how long a quick round waits for each address: enough for whoever
+	// is there, be it at the other end of the earth.
+	quickDial = time.Second
+	// gonePause bounds the wait before the next try where nobody was there.
+	gonePause = 5 * time.Second
+	goneSlack = time.Second
+)
+
+// errHurried ends a round, for a quick one.
+var errHurried = errors.New("somebody asks")
+
+// justGone reports whether nobody was there when every address was last given its
+// time, so lately that there was time since for a pause, for such a round that was
+// ended for a quick one, and for another.
+func (l *Link) justGone() bool {
+	within := gonePause + goneSlack
+	for range l.cfg.Address.Hosts {
+		within += l.cfg.DialTimeout + quickDial + l.cfg.DialTimeout
+	}
+	return time.Since(l.rounds.gone) < within
 }
 
 func (r *rounds) changeLocked() {
@@ -42,8 +70,33 @@ func (l *Link) running(err error) {
 func (l *Link) roundBegins() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.rounds.begun++
-	l.rounds.last, l.rounds.there = nil, false
+	r := &l.rounds
+	r.begun++
+	r.quick, r.hurried = (r.hurried || r.asking > 0) && l.justGone(), false
+	r.last, r.there = nil, false
+}
+
+// waiting returns the context for a name that is looked up or an address that is
+// dialled in a round, and what to call when that is done, which reports whether the
+// round is to end for a quick one.
+func (l *Link) waiting(ctx context.Context) (_ context.Context, done func() bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := &l.rounds
+	var cancel context.CancelFunc
+	if r.quick {
+		ctx, cancel = context.WithTimeout(ctx, quickDial)
+	} else {
+		ctx, cancel = context.WithCancel(ctx)
+		r.hurry = cancel
+	}
+	return ctx, func() bool {
+		cancel()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		r.hurry = nil
+		return r.hurried
+	}
 }
 
 // tried says why an address is not followed, and whether somebody may be there.
@@ -60,10 +113,23 @@ func (l *Link) roundEnds() {
 	defer l.mu.Unlock()
 	r := &l.rounds
 	r.ended, r.err = r.begun, fmt.Errorf("%w: %w", ErrDisconnected, r.last)
-	if !r.there {
+	if r.there {
+		r.gone = time.Time{}
+	} else {
 		r.err = &heliograph.UnansweredError{Err: r.err}
+		if !r.quick {
+			r.gone = time.Now()
+		}
 	}
 	r.changeLocked()
+}
+
+// nobody reports whether nobody is known to be there, and whether the round that has
+// ended was a quick one.
+func (l *Link) nobody() (nobody, quick bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.rounds.gone.IsZero(), l.rounds.quick
 }
 
 // asking reports whether somebody waits for a session.
@@ -91,6 +157,10 @@ func (l *Link) connected(ctx context.Context) (*session, error) {
 	case l.retry <- struct{}{}:
 	default:
 	}
+	if r.hurry != nil && l.justGone() {
+		r.hurried = true
+		r.hurry()
+	}
 	for after := r.begun; ; {
 		switch {
 		case l.session != nil:
@@ -115,8 +185,9 @@ func (l *Link) connected(ctx context.Context) (*session, error) {
 // ReadIndex asks the source for the newest revision of the etcd at the head of the
 // chain; a replica that has applied it can answer a linearizable read that began
 // before the call. Without a connection it has one tried at once, though not more
-// often than once a second, and waits until every address has been tried; then it
-// fails with [ErrDisconnected] and why. It waits as long as ctx allows, and for
+// often than once a second, and waits until every address has been tried, for a second
+// each where nobody was there a moment ago; then it fails with [ErrDisconnected] and
+// why. It waits as long as ctx allows, and for
 // Config.ReadTimeout if that has no deadline. An error that holds a
 // *heliograph.UnansweredError says that nothing has answered: not the origin, or
 // nobody on the way to it.

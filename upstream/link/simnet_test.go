@@ -1,9 +1,12 @@
 package link_test
 
 import (
+	"context"
 	"errors"
+	"math/rand/v2"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -20,12 +23,17 @@ import (
 type network struct {
 	simnet.PerfectRouter
 	source, mirror     *net.UDPAddr
-	toSource, toMirror atomic.Bool // cut
+	toSource, toMirror atomic.Bool  // cut
+	late               atomic.Int64 // nanoseconds more to the source
 }
 
 func (n *network) SendPacket(p simnet.Packet) error {
 	to := p.To.(*net.UDPAddr)
 	if to.IP.Equal(n.source.IP) && n.toSource.Load() || to.IP.Equal(n.mirror.IP) && n.toMirror.Load() {
+		return nil
+	}
+	if late := n.late.Load(); late > 0 && to.IP.Equal(n.source.IP) {
+		time.AfterFunc(time.Duration(late), func() { _ = n.PerfectRouter.SendPacket(p) })
 		return nil
 	}
 	return n.PerfectRouter.SendPacket(p)
@@ -319,6 +327,66 @@ func TestBackoffIsBounded(t *testing.T) {
 		if n := src.count(); n < 150 || n > 400 {
 			t.Errorf("%d tries within an hour", n)
 		}
+	})
+}
+
+// Where nobody is there, whoever asks is told so after a second, and the tries that are
+// as long as a dial may take go on.
+func TestNobodyIsTriedAgainQuickly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, src, n := simulated(t, idle)
+		w.cfg.ReadTimeout = time.Minute
+		l := w.run()
+		src.last(t)
+		n.toSource.Store(true)
+		n.toMirror.Store(true)
+		time.Sleep(time.Minute)
+		for range 100 {
+			// Who asks more often waits now and then for a try that has its full time.
+			time.Sleep(10*time.Second + time.Duration(rand.Int64N(int64(time.Minute))))
+			began := time.Now()
+			if _, err := l.ReadIndex(t.Context()); !unanswered(err) {
+				t.Fatal(err)
+			}
+			if d := time.Since(began); d < time.Second || d > 2*time.Second {
+				t.Errorf("told after %v", d)
+			}
+		}
+	})
+}
+
+// A source that takes longer than a second to answer is followed, however many ask
+// meanwhile.
+func TestQuickTriesDoNotKeepASlowSourceAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, src, n := simulated(t, idle)
+		l := w.run()
+		src.last(t)
+		n.toSource.Store(true)
+		n.toMirror.Store(true)
+		time.Sleep(time.Minute)
+		ctx, cancel := context.WithCancel(t.Context())
+		var work sync.WaitGroup
+		for range 20 {
+			work.Go(func() {
+				for ctx.Err() == nil {
+					one, done := context.WithTimeout(ctx, time.Duration(rand.Int64N(int64(3*time.Second))))
+					_, _ = l.ReadIndex(one)
+					done()
+				}
+			})
+		}
+		time.Sleep(time.Minute)
+		n.late.Store(int64(1500 * time.Millisecond))
+		n.toSource.Store(false)
+		n.toMirror.Store(false)
+		seen, began := src.count(), time.Now()
+		w.bell.until(t, "it is back", func() bool { return src.count() > seen })
+		if d := time.Since(began); d > 30*time.Second {
+			t.Errorf("back after %v", d)
+		}
+		cancel()
+		work.Wait()
 	})
 }
 
