@@ -16,6 +16,7 @@ import (
 
 	"github.com/heliograph/heliograph"
 	"github.com/heliograph/heliograph/internal/etcdtest"
+	"github.com/heliograph/heliograph/internal/faulttest"
 	"github.com/heliograph/heliograph/internal/heliotest"
 )
 
@@ -375,5 +376,50 @@ func TestTwoSourceNodesAreInterchangeable(t *testing.T) {
 	}
 	if !slices.Contains([]heliograph.State{heliograph.Following, heliograph.CatchingUp}, mirror.WaitFollowing().Status) {
 		t.Error("the mirror does not follow")
+	}
+}
+
+// Of two source nodes one loses its etcd, and the other does not: the mirror goes over
+// to that, by itself or when somebody asks, and is not promoted meanwhile. Where both
+// have lost it, nothing answers.
+func TestMirrorLeavesASourceThatLostItsEtcd(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t, etcdtest.Options{})
+	client := etcd.Client(t)
+	pki := heliotest.NewPKI(t)
+	rev := put(t, client, "before", 50)
+	var relays []*faulttest.TCPRelay
+	var sources []*heliotest.Node
+	for range 2 {
+		relay := faulttest.NewTCPRelay(t, strings.TrimPrefix(etcd.Endpoints()[0], "http://"))
+		source := pki.Source("prod-us", []string{"http://" + relay.Addr()})
+		source.WaitApplied(rev)
+		relays, sources = append(relays, relay), append(sources, source)
+	}
+	mirror := pki.Mirror("prod-eu", &heliotest.Node{Cluster: "prod-us", Listen: sources[0].Listen + "," + sources[1].Listen}, false)
+	mirror.WaitApplied(rev)
+
+	t.Log("one loses it, and nobody asks")
+	relays[0].Silence()
+	rev = put(t, client, "silence", 50)
+	heliotest.RequireEqual(t, etcd, rev, sources[1], mirror)
+
+	t.Log("the other loses it, and somebody wants to promote")
+	relays[0].Heal()
+	sources[0].WaitApplied(rev)
+	relays[1].Refuse()
+	if _, err := mirror.TryPromote(); err == nil || !strings.Contains(err.Error(), "the etcd that it mirrors answers") {
+		t.Fatalf("promoted beside an etcd that lives: %v", err)
+	}
+	rev = put(t, client, "asked", 50)
+	heliotest.RequireEqual(t, etcd, rev, sources[0], mirror)
+	if n := mirror.Snapshots(); n != 1 {
+		t.Errorf("%d snapshots, want one", n)
+	}
+
+	t.Log("both have lost it")
+	relays[0].Silence()
+	if p := mirror.Plan(); p.OriginAnswers || !p.OriginAsked || strings.Count(p.OriginWhy, "no answer from etcd") != 2 {
+		t.Errorf("plan %+v, want that nothing answers at either", p)
 	}
 }

@@ -103,6 +103,7 @@ func (s *Server) admit(ctx context.Context, conn *quic.Conn, hello wire.Hello) (
 		verifies: make(verifies, maxVerifies),
 		leases:   newLeaseCursor(s.cfg.Replica, hello.Features),
 		acked:    make(chan struct{}, 1),
+		asks:     hello.Asks,
 	}
 	var err error
 	m.identity, m.notAfter, err = s.cfg.Identify(conn.ConnectionState().TLS)
@@ -147,7 +148,7 @@ func (s *Server) admit(ctx context.Context, conn *quic.Conn, hello wire.Hello) (
 	switch {
 	case !d.Accepted():
 		return m, &ending{code: d.Code, detail: d.Detail, origin: d.Origin}
-	case hello.LastAppliedLSN == 0:
+	case hello.LastAppliedLSN == 0, hello.Asks:
 	case proven:
 		s.metrics.proven.Inc()
 	default:
@@ -228,6 +229,7 @@ func helloOf(h wire.Hello) session.Hello {
 		NodeID:      h.NodeID,
 		Origin:      h.Origin,
 		Proof:       heliograph.Proof{Rev: h.LastAppliedLSN, Blocks: h.Digests, Tails: h.Tails},
+		Asks:        h.Asks,
 	}
 }
 

@@ -356,6 +356,45 @@ func TestReadIndexInTime(t *testing.T) {
 	}
 }
 
+// A mirror of another node, wherever it stands, is answered, and gets nothing else.
+func TestAsks(t *testing.T) {
+	t.Parallel()
+	w := start(t, newMemory(10), func(c *source.Config) {
+		c.ReadIndex = func(context.Context) (int64, error) { return 33, nil }
+	})
+	for i, at := range []int64{1, 10, 33} {
+		p := w.connect("m1")
+		h := hello(at)
+		h.Asks = true
+		if ack := p.greet(h); !ack.Accepted || ack.SnapshotLSN != wire.NoSnapshot || ack.Origin == "" {
+			t.Fatalf("at %d: %+v", at, ack)
+		}
+		p.await(wire.TypeHeartbeat)
+		p.say(wire.ReadIndex{ID: 1, WaitMS: 1000})
+		if r, err := wire.DecodeReadIndexReply(p.await(wire.TypeReadIndexReply)); err != nil || r.LSN != 33 || r.ErrorDetail != "" {
+			t.Errorf("at %d: reply %+v, %v", at, r, err)
+		}
+		for _, d := range w.server.Downstreams() {
+			t.Errorf("at %d: it is said to follow: %+v", at, d)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		if _, err := p.conn.AcceptUniStream(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("at %d: a bulk stream: %v", at, err)
+		}
+		cancel()
+		if n := w.metric("mirrors"); n != 1 { // it counts where there is room for so many
+			t.Errorf("at %d: %v mirrors", at, n)
+		}
+		if err := p.conn.CloseWithError(0, ""); err != nil {
+			t.Error(err)
+		}
+		eventually(t, "it has gone", func() bool { return w.metric("mirrors") == 0 })
+		if n := w.metric("histories_total"); n != 0 {
+			t.Errorf("after %d askers %v histories were compared", i+1, n)
+		}
+	}
+}
+
 func TestTooManyReads(t *testing.T) {
 	t.Parallel()
 	w := start(t, newMemory(10), func(c *source.Config) {

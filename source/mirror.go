@@ -29,6 +29,7 @@ type mirror struct {
 	origin   heliograph.Origin // of the replica, in that generation
 	forks    []heliograph.Fork // from the mirror's origin to that one
 	since    time.Time
+	asks     bool // it follows another node, and gets nothing but answers
 	log      *slog.Logger
 
 	brake    brake
@@ -56,7 +57,9 @@ func (m *mirror) run(ctx context.Context) error {
 	g.Go(func() error { return m.writeControl(ctx) })
 	g.Go(func() error { return m.answerReads(ctx) })
 	g.Go(func() error { return m.answerVerifies(ctx) })
-	g.Go(func() error { return m.sendBulk(ctx) })
+	if !m.asks {
+		g.Go(func() error { return m.sendBulk(ctx) })
+	}
 	return g.Wait()
 }
 
@@ -152,7 +155,11 @@ func (m *mirror) downstream() heliograph.Downstream {
 
 // serve runs an accepted mirror and ends its connection.
 func (m *mirror) serve(ctx context.Context) {
-	m.log.Info("mirror accepted", "rev", m.cursor().Whole(), "snapshot", m.snapshot != nil, "forks", len(m.forks))
+	if m.asks {
+		m.log.Info("mirror of another node asks")
+	} else {
+		m.log.Info("mirror accepted", "rev", m.cursor().Whole(), "snapshot", m.snapshot != nil, "forks", len(m.forks))
+	}
 	err := m.run(ctx)
 	e := endingOf(m.srv.life, err)
 	m.srv.remove(m)

@@ -151,12 +151,14 @@ func (s *Server) fromAddressLocked(conn *quic.Conn) int {
 	return n
 }
 
-// Downstreams returns the mirrors that are connected now, by name.
+// Downstreams returns the mirrors that follow now, by name.
 func (s *Server) Downstreams() []heliograph.Downstream {
 	s.mu.Lock()
 	mirrors := make([]*mirror, 0, len(s.mirrors))
 	for m := range s.mirrors {
-		mirrors = append(mirrors, m)
+		if !m.asks {
+			mirrors = append(mirrors, m)
+		}
 	}
 	s.mu.Unlock()
 	list := make([]heliograph.Downstream, 0, len(mirrors))

@@ -28,6 +28,9 @@ type Hello struct {
 	// Features names the frames beyond the first ones that the mirror knows:
 	// the source sends no others.
 	Features []string
+	// Asks says that the mirror follows another node of the same cluster, and only
+	// wants to ask over this connection.
+	Asks bool
 
 	// What the mirror shows of the history that it holds, see heliograph.Proof.
 	Digests []heliograph.BlockDigest // ascending, at most heliograph.MaxProofBlocks
@@ -55,6 +58,9 @@ func (h Hello) AppendFrame(dst []byte) []byte {
 	if len(features) > 0 {
 		n++
 	}
+	if h.Asks {
+		n++
+	}
 	digests := h.Digests[:min(len(h.Digests), heliograph.MaxProofBlocks)]
 	if len(digests) > 0 {
 		n++
@@ -77,6 +83,9 @@ func (h Hello) AppendFrame(dst []byte) []byte {
 	}
 	if len(features) > 0 {
 		b = appendFeatures(b, features)
+	}
+	if h.Asks {
+		b = msgp.AppendBool(msgp.AppendString(b, "asks"), true)
 	}
 	if len(digests) > 0 {
 		b = msgp.AppendArrayHeader(msgp.AppendString(b, "digests"), uint32(2*len(digests)))
@@ -113,6 +122,8 @@ func DecodeHello(payload []byte) (Hello, error) {
 			h.Origin = f.str(maxText)
 		case "features":
 			h.Features = f.strs(maxFeatures, maxFeatureText)
+		case "asks":
+			h.Asks = f.boolean()
 		case "digests":
 			f.digests(heliograph.MaxProofBlocks, math.MaxInt64/heliograph.DigestBlock-1, func(block int64, sum uint64) {
 				h.Digests = append(h.Digests, heliograph.BlockDigest{Block: block, Sum: sum})

@@ -34,6 +34,7 @@ func frames(t testing.TB) []namedFrame {
 			NodeID: "0123456789abcdef", Origin: "prod-us/default@cdf818194e3a8c32"}},
 		{name: "hello-features", value: wire.Hello{SourceCluster: "prod-us", SourceDatabaseID: "default", LastAppliedLSN: 7, ProtocolVersion: 1,
 			Features: []string{wire.FeatureLeases}}},
+		{name: "hello-asks", value: wire.Hello{SourceCluster: "prod-us", SourceDatabaseID: "default", LastAppliedLSN: 7, ProtocolVersion: 1, Asks: true}},
 		{name: "hello-digests", value: wire.Hello{SourceCluster: "prod-us", SourceDatabaseID: "default", LastAppliedLSN: 3500, ProtocolVersion: 1,
 			Digests: []heliograph.BlockDigest{{Block: 0, Sum: 0xfedcba9876543210}, {Block: 2, Sum: 7}}, Tails: []heliograph.TailDigest{{From: 3072, Sum: 0x0123456789abcdef}, {From: 3500, Sum: 9}}}},
 		{name: "hello-ack-features", value: wire.HelloAck{Accepted: true, SourceClusterID: "prod-us", SnapshotLSN: wire.NoSnapshot, Features: []string{wire.FeatureVerify}}},

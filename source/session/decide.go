@@ -16,6 +16,7 @@ type Hello struct {
 	NodeID      string // "" if not said
 	Origin      string // heliograph.Origin of what it holds; "" if not said
 	Proof       heliograph.Proof
+	Asks        bool // it follows another node, and gets neither snapshot nor entries
 }
 
 // Peer is who the mirror proved to be.
@@ -71,9 +72,13 @@ func (d Decision) Accepted() bool { return d.Code == heliograph.CodeOK }
 // Decide answers a hello. The checks come in the protocol's order, and the
 // first that fails answers: an identity that is not allowed here learns nothing
 // of the cluster, and a mistake that waiting cannot mend is named before a
-// shortage that it can.
+// shortage that it can. What a mirror holds that only asks is no matter, but for
+// where it comes from.
 func Decide(h Hello, p Peer, n Node) Decision {
 	out := Decision{From: h.LastApplied + 1}
+	if h.Asks {
+		h.Proof, n.History = heliograph.Proof{}, nil
+	}
 	for _, check := range []func(Hello, Peer, Node) Decision{
 		checkPeer, checkNames, checkChain, checkOrigin, checkHistory, checkPosition, checkLoad,
 	} {
@@ -93,7 +98,7 @@ func Decide(h Hello, p Peer, n Node) Decision {
 // needsSnapshot reports whether the history does not hold what the mirror lacks.
 // A mirror exactly at the floor needs only what lies above it.
 func (h Hello) needsSnapshot(n Node) bool {
-	return h.LastApplied < 1 || h.LastApplied < n.Floor
+	return !h.Asks && (h.LastApplied < 1 || h.LastApplied < n.Floor)
 }
 
 func checkPeer(_ Hello, p Peer, n Node) Decision {
@@ -158,7 +163,7 @@ func checkOrigin(h Hello, _ Peer, n Node) Decision {
 
 func checkPosition(h Hello, _ Peer, n Node) Decision {
 	switch {
-	case h.LastApplied <= n.Applied:
+	case h.LastApplied <= n.Applied, h.Asks:
 		return Decision{}
 	case n.Fresh && n.Head < h.LastApplied:
 		return refuse(heliograph.CodeDiverged, "the mirror is at revision %d, the origin only at %d: it was restored or re-created; resync the mirror to follow it", h.LastApplied, n.Head)

@@ -57,6 +57,13 @@ func TestDecide(t *testing.T) {
 		{"origin and node not said", func(h *h, _ *p, _ *n) { h.Origin, h.NodeID = "", "" }, from(91)},
 		{"allowed by name", func(_ *h, _ *p, n *n) { n.Allow = []string{"m0", "m1"} }, from(91)},
 
+		{"asks", func(h *h, _ *p, _ *n) { h.Asks = true }, from(91)},
+		{"asks from below the floor", func(h *h, _ *p, _ *n) { h.Asks, h.LastApplied = true, 39 }, from(40)},
+		{"asks from ahead", func(h *h, _ *p, _ *n) { h.Asks, h.LastApplied = true, 200 }, from(201)},
+		{"asks of another origin", func(h *h, _ *p, _ *n) { h.Asks, h.Origin = true, "relay-eu/default@77" }, unknown},
+		{"asks where nobody may", func(h *h, p *p, _ *n) { h.Asks = true; *p = peer(heliograph.RoleSource) }, refuse(heliograph.CodeObserverOnly)},
+		{"asks where there is no room", func(h *h, _ *p, n *n) { h.Asks = true; n.Mirrors = 4 }, refuse(heliograph.CodeOverloaded)},
+
 		{"no identity", func(_ *h, p *p, _ *n) { p.Err = errors.New("two URIs") }, refuse(heliograph.CodeNotAuthorized)},
 		{"role source", func(_ *h, p *p, _ *n) { *p = peer(heliograph.RoleSource) }, refuse(heliograph.CodeObserverOnly)},
 		{"role operator", func(_ *h, p *p, _ *n) { *p = peer(heliograph.RoleOperator) }, refuse(heliograph.CodeObserverOnly)},

@@ -38,7 +38,7 @@ func (l *Link) greets(ctx context.Context, t target) error {
 	if err != nil {
 		return explain(t.String(), l.cfg.Address.Cluster, err)
 	}
-	_, err = l.greet(ctx, conn, t)
+	_, err = l.greet(ctx, conn, t, l.introduce)
 	err = explain(t.String(), l.cfg.Address.Cluster, err)
 	code := closeCode(ctx, err)
 	if cerr := conn.close(code, code.String()); cerr != nil {

@@ -117,6 +117,9 @@ func (l *Link) pause(ctx context.Context, c class, d time.Duration) bool {
 	}
 }
 
+// jitter returns between nothing and d.
+func jitter(d time.Duration) time.Duration { return time.Duration(rand.Int64N(int64(d) + 1)) }
+
 // sleep waits for d or until ctx ends, and reports whether it waited in full.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)

@@ -302,6 +302,13 @@ func (r *reporter) Upstream(staleness time.Duration, why string) {
 }
 
 // losses returns every error reported so far.
+// peers are those that were followed, in order.
+func (r *reporter) peers() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.connected)
+}
+
 func (r *reporter) losses() []error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

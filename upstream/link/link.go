@@ -23,7 +23,8 @@ type Link struct {
 	attempted time.Time // when the last attempt began
 	due       time.Time // where nobody is there: when the next round is due that is not quick
 
-	retry chan struct{} // capacity 1: somebody asks, and there is no session
+	retry  chan struct{} // capacity 1: somebody asks, and there is no session
+	others others
 
 	mu      sync.Mutex
 	session *session // nil while not connected
@@ -44,6 +45,7 @@ func New(cfg Config) (*Link, error) {
 	}
 	l := &Link{cfg: cfg, metrics: m, lost: errors.New("no connection has been tried yet"), retry: make(chan struct{}, 1)}
 	l.rounds.changed = make(chan struct{})
+	l.others.turn = make(chan struct{}, 1)
 	return l, nil
 }
 
@@ -234,7 +236,7 @@ func (l *Link) follow(ctx context.Context, t target) (out outcome) {
 		}
 	}()
 	out.met = true
-	s, err := l.greet(ctx, conn, t)
+	s, err := l.greet(ctx, conn, t, l.introduce)
 	if err != nil {
 		out.err = explain(t.String(), l.cfg.Address.Cluster, err)
 		_, out.answered = errors.AsType[*heliograph.RefusedError](out.err)
@@ -275,6 +277,7 @@ func (l *Link) begin(s *session) {
 func (l *Link) end(s *session, err error) {
 	l.mu.Lock()
 	l.session, l.lost = nil, err
+	l.rounds.rtt = s.conn.ConnectionStats().SmoothedRTT
 	l.mu.Unlock()
 	l.metrics.connected.Set(0)
 	s.reads.close(fmt.Errorf("%w: %w", ErrDisconnected, err))
@@ -301,15 +304,24 @@ func (l *Link) Path() []string {
 	return slices.Clone(l.path)
 }
 
-// greet says hello and reads the answer.
-func (l *Link) greet(ctx context.Context, conn *connection, t target) (*session, error) {
+// introduce is the hello of a mirror that wants to follow.
+func (l *Link) introduce() (wire.Hello, heliograph.Position, error) {
 	if l.cfg.Mode == heliograph.Sync && l.cfg.Replica.Applied() > 0 {
 		// The hello is an acknowledgement, too.
 		if _, err := l.cfg.Replica.Commit(); err != nil {
-			return nil, local("commit before the hello", err)
+			return wire.Hello{}, heliograph.Position{}, local("commit before the hello", err)
 		}
 	}
 	at := heliograph.Position{Origin: l.cfg.Replica.Origin(), Rev: l.cfg.Replica.Applied()}
+	return prove(hello(l.cfg.Address, l.cfg.NodeID, at), l.cfg.Replica), at, nil
+}
+
+// greet says hello, which introduce makes, and reads the answer.
+func (l *Link) greet(ctx context.Context, conn *connection, t target, introduce func() (wire.Hello, heliograph.Position, error)) (*session, error) {
+	first, at, err := introduce()
+	if err != nil {
+		return nil, err
+	}
 
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.AckTimeout)
 	defer cancel()
@@ -320,7 +332,7 @@ func (l *Link) greet(ctx context.Context, conn *connection, t target) (*session,
 	// Ends the read and the write below when ctx does.
 	stop := context.AfterFunc(ctx, func() { _ = control.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if _, err := control.Write(prove(hello(l.cfg.Address, l.cfg.NodeID, at), l.cfg.Replica).AppendFrame(nil)); err != nil {
+	if _, err := control.Write(first.AppendFrame(nil)); err != nil {
 		return nil, fmt.Errorf("hello: %w", err)
 	}
 	frames := wire.NewReader(control, wire.Control)
@@ -348,5 +360,5 @@ func (l *Link) greet(ctx context.Context, conn *connection, t target) (*session,
 	if !stop() {
 		return nil, fmt.Errorf("answer to the hello: %w", context.Cause(ctx))
 	}
-	return newSession(l, t.String(), conn, control, frames, at.Rev, ack, plan), nil
+	return newSession(l, t, conn, control, frames, at.Rev, ack, plan), nil
 }

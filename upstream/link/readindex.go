@@ -60,11 +60,7 @@ func (r *reads) ask(ctx context.Context) (int64, error) {
 	id := r.nextID
 	r.nextID++
 	r.waiting[id] = answer
-	request := wire.ReadIndex{ID: id}
-	if deadline, ok := ctx.Deadline(); ok {
-		request.WaitMS = uint64(max(1, time.Until(deadline).Milliseconds()))
-	}
-	r.queue = append(r.queue, request)
+	r.queue = append(r.queue, wire.ReadIndex{ID: id, WaitMS: waitMS(ctx)})
 	r.mu.Unlock()
 	r.wake()
 
@@ -75,6 +71,16 @@ func (r *reads) ask(ctx context.Context) (int64, error) {
 		r.giveUp(id)
 		return 0, fmt.Errorf("read index: %w", context.Cause(ctx))
 	}
+}
+
+// waitMS is how long the source has for its answer, in milliseconds; 0 if ctx sets no
+// end.
+func waitMS(ctx context.Context) uint64 {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return 0
+	}
+	return uint64(max(1, time.Until(deadline).Milliseconds()))
 }
 
 // giveUp takes a request back that was not sent. For one that was, the source still
@@ -126,17 +132,22 @@ func (r *reads) answer(reply wire.ReadIndexReply) error {
 	if _, ok := r.waiting[reply.ID]; !ok {
 		return nil
 	}
-	a := readAnswer{rev: reply.LSN}
-	if reply.ErrorDetail != "" {
-		a = readAnswer{err: fmt.Errorf("the source cannot tell its newest revision: %s", cut(reply.ErrorDetail))}
-		if reply.Unanswered {
-			a.err = &heliograph.UnansweredError{Err: a.err}
-		}
-	} else if reply.LSN < 1 {
-		a = readAnswer{err: errors.New("the source does not know its newest revision")}
-	}
-	r.endLocked(reply.ID, a)
+	r.endLocked(reply.ID, answerOf(reply))
 	return nil
+}
+
+func answerOf(reply wire.ReadIndexReply) readAnswer {
+	switch {
+	case reply.ErrorDetail != "":
+		err := fmt.Errorf("the source cannot tell its newest revision: %s", cut(reply.ErrorDetail))
+		if reply.Unanswered {
+			err = &heliograph.UnansweredError{Err: err}
+		}
+		return readAnswer{err: err}
+	case reply.LSN < 1:
+		return readAnswer{err: errors.New("the source does not know its newest revision")}
+	}
+	return readAnswer{rev: reply.LSN}
 }
 
 // close fails what waits, and all that comes later.

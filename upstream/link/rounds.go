@@ -25,13 +25,17 @@ type rounds struct {
 	last    error              // why an address failed in the round under way: one where somebody is, if there is one
 	there   bool               // last is such a one
 	err     error              // what the round that ended comes to
+	rtt     time.Duration      // of the last session; 0 if there was none
 	stopped bool               // Run has returned
 }
 
 const (
-	// quickDial is how long a quick round waits for each address: enough for whoever
-	// is there, be it at the other end of the earth.
-	quickDial = time.Second
+	// quickDial is how long a quick round waits for each address, beside three round
+	// trips of the last session: enough for whoever is there, and for one packet lost.
+	// mostQuickDial is how long it waits at most, or where there was none: enough for
+	// the other end of the earth.
+	quickDial     = 500 * time.Millisecond
+	mostQuickDial = time.Second
 	// gonePause bounds the wait before the next try where nobody was there.
 	gonePause = 5 * time.Second
 	goneSlack = time.Second
@@ -46,7 +50,7 @@ var errHurried = errors.New("somebody asks")
 func (l *Link) justGone() bool {
 	within := gonePause + goneSlack
 	for range l.cfg.Address.Hosts {
-		within += l.cfg.DialTimeout + quickDial + l.cfg.DialTimeout
+		within += l.cfg.DialTimeout + mostQuickDial + l.cfg.DialTimeout
 	}
 	return time.Since(l.rounds.gone) < within
 }
@@ -85,7 +89,11 @@ func (l *Link) waiting(ctx context.Context) (_ context.Context, done func() bool
 	r := &l.rounds
 	var cancel context.CancelFunc
 	if r.quick {
-		ctx, cancel = context.WithTimeout(ctx, quickDial)
+		most := mostQuickDial
+		if r.rtt > 0 {
+			most = min(most, quickDial+3*r.rtt)
+		}
+		ctx, cancel = context.WithTimeout(ctx, most)
 	} else {
 		ctx, cancel = context.WithCancel(ctx)
 		r.hurry = cancel
@@ -186,11 +194,11 @@ func (l *Link) connected(ctx context.Context) (*session, error) {
 // chain; a replica that has applied it can answer a linearizable read that began
 // before the call. Without a connection it has one tried at once, though not more
 // often than once a second, and waits until every address has been tried, for a second
-// each where nobody was there a moment ago; then it fails with [ErrDisconnected] and
-// why. It waits as long as ctx allows, and for
-// Config.ReadTimeout if that has no deadline. An error that holds a
-// *heliograph.UnansweredError says that nothing has answered: not the origin, or
-// nobody on the way to it.
+// each at most where nobody was there a moment ago; then it fails with
+// [ErrDisconnected] and why. If the source has no answer, the other addresses are
+// asked. It waits as long as ctx allows, and for Config.ReadTimeout if that has no
+// deadline. An error that holds a *heliograph.UnansweredError says that nothing has
+// answered at any address: not the origin, or nobody on the way to it.
 func (l *Link) ReadIndex(ctx context.Context) (int64, error) {
 	rev, err := l.readIndex(ctx)
 	if err != nil {
@@ -215,6 +223,9 @@ func (l *Link) readIndex(ctx context.Context) (int64, error) {
 			return 0, err
 		}
 		rev, err := s.reads.ask(ctx)
+		if _, nobody := errors.AsType[*heliograph.UnansweredError](err); nobody {
+			return l.elsewhere(ctx, s, err)
+		}
 		// Where the connection has ended meanwhile, the next one is asked.
 		if err == nil || !errors.Is(err, ErrDisconnected) || ctx.Err() != nil {
 			return rev, err

@@ -15,12 +15,13 @@ import (
 	"github.com/heliograph/heliograph/wire"
 )
 
-// session is one accepted connection. Six goroutines share it: one reads control,
+// session is one accepted connection. Seven goroutines share it: one reads control,
 // one writes it, one receives bulk, one passes compaction on, one passes leases
-// and the like on, one watches. None of them waits for another's work.
+// and the like on, one watches, one compares the source with others. None of them waits for another's work.
 type session struct {
 	cfg     *Config
 	link    *Link
+	target  target
 	peer    string
 	conn    *connection
 	control *quic.Stream
@@ -36,6 +37,7 @@ type session struct {
 
 	outgoing   chan struct{} // wakes the writer of control
 	compaction chan struct{} // wakes the one that passes compaction on
+	leaving    chan error    // of capacity 1: why to leave the source
 	startRev   int64         // what the replica had when it said hello
 	applied    atomic.Int64  // what it has been brought to
 
@@ -44,15 +46,16 @@ type session struct {
 	applying sync.Mutex
 }
 
-func newSession(l *Link, peer string, conn *connection, control *quic.Stream, frames *wire.Reader, at int64, ack wire.HelloAck, p plan) *session {
+func newSession(l *Link, t target, conn *connection, control *quic.Stream, frames *wire.Reader, at int64, ack wire.HelloAck, p plan) *session {
 	s := &session{
-		cfg: &l.cfg, link: l, peer: peer, conn: conn, control: control, frames: frames, ack: ack, plan: p, startRev: at,
+		cfg: &l.cfg, link: l, target: t, peer: t.String(), conn: conn, control: control, frames: frames, ack: ack, plan: p, startRev: at,
 		outgoing:   make(chan struct{}, 1),
 		compaction: make(chan struct{}, 1),
+		leaving:    make(chan error, 1),
 		facts:      newFacts(),
 	}
 	s.vigil = &vigil{
-		peer: peer, silence: l.cfg.Silence, stall: l.cfg.Stall, snapshotStall: l.cfg.SnapshotStall,
+		peer: s.peer, silence: l.cfg.Silence, stall: l.cfg.Stall, snapshotStall: l.cfg.SnapshotStall,
 		heard: time.Now(), head: ack.HeadLSN, compacted: ack.CompactLSN,
 	}
 	if certs := conn.ConnectionState().TLS.PeerCertificates; len(certs) > 0 {
@@ -83,6 +86,7 @@ func (s *session) run(parent context.Context) error {
 	g.Go(func() error { return s.passCompaction(ctx) })
 	g.Go(func() error { return s.passFacts(ctx) })
 	g.Go(func() error { return s.watch(ctx) })
+	g.Go(func() error { return s.compare(ctx) })
 	g.Go(func() error {
 		<-ctx.Done()
 		s.part(closeCode(parent, context.Cause(ctx)))
@@ -93,6 +97,14 @@ func (s *session) run(parent context.Context) error {
 		return context.Cause(parent)
 	}
 	return err
+}
+
+// leave ends the session, if it has not ended.
+func (s *session) leave(why error) {
+	select {
+	case s.leaving <- why:
+	default: // it is leaving
+	}
 }
 
 // part tells the source why and ends every read and write of the others. The
@@ -195,7 +207,7 @@ func (s *session) writeControl(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-beat.C:
-			buf = wire.Heartbeat{HeadLSN: s.cfg.Replica.Applied(), CompactLSN: s.cfg.Replica.Compacted(), StalenessMS: -1}.AppendFrame(buf)
+			buf = s.beat(buf)
 		case <-s.outgoing:
 		case <-ackAgain.C:
 		}
@@ -221,6 +233,11 @@ func (s *session) writeControl(ctx context.Context) error {
 	}
 }
 
+// beat appends a heartbeat.
+func (s *session) beat(dst []byte) []byte {
+	return wire.Heartbeat{HeadLSN: s.cfg.Replica.Applied(), CompactLSN: s.cfg.Replica.Compacted(), StalenessMS: -1}.AppendFrame(dst)
+}
+
 // passCompaction tells the replica the source's compaction revision after each
 // heartbeat; a replica that was replaced since has to hear it again.
 func (s *session) passCompaction(ctx context.Context) error {
@@ -238,7 +255,7 @@ func (s *session) passCompaction(ctx context.Context) error {
 	}
 }
 
-// watch ends the session when the source no longer lives.
+// watch ends the session when the source no longer lives, or is to be left.
 func (s *session) watch(ctx context.Context) error {
 	tick := time.NewTicker(max(s.cfg.Silence/50, time.Millisecond))
 	defer tick.Stop()
@@ -246,6 +263,8 @@ func (s *session) watch(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case err := <-s.leaving:
+			return err
 		case <-tick.C:
 			if err := s.vigil.verdict(time.Now()); err != nil {
 				return err

@@ -25,6 +25,8 @@ type vigil struct {
 	head      int64         // the source's newest revision, which never falls
 	upstream  int64         // what it knows its own upstream to have
 	compacted int64         // its compaction revision
+	stray     time.Time     // since when the source does not follow its own upstream; zero if it does
+	why       string        // it does not
 }
 
 // hear notes a frame on the control stream.
@@ -60,12 +62,29 @@ func (v *vigil) heartbeat(now time.Time, h wire.Heartbeat, applied int64) {
 	v.upstream = max(v.upstream, h.UpstreamLSN)
 	v.compacted = max(v.compacted, h.CompactLSN)
 	v.unheard = millis(h.UnheardMS)
+	switch v.why = h.Why; {
+	case h.Why == "":
+		v.stray = time.Time{}
+	case v.stray.IsZero():
+		v.stray = now
+	}
 	switch {
 	case h.HeadLSN <= applied:
 		v.behind = time.Time{}
 	case v.behind.IsZero():
 		v.behind = now
 	}
+}
+
+// strays returns why the source does not follow its own upstream, if it has not for so
+// long; "" if it does.
+func (v *vigil) strays(now time.Time, long time.Duration) string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.stray.IsZero() || now.Sub(v.stray) < long {
+		return ""
+	}
+	return v.why
 }
 
 // entries notes the head that came with entries.

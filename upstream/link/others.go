@@ -1,0 +1,214 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/heliograph/heliograph"
+	"github.com/heliograph/heliograph/wire"
+)
+
+// Several addresses are nodes that mirror the same etcd. One that has lost it is there
+// all the same, and is followed; whether the etcd answers, and who still follows it,
+// the others know.
+
+// others asks the addresses that are not followed. Whoever has its turn asks.
+type others struct {
+	turn  chan struct{} // capacity 1
+	began time.Time     // when the last asking began that came to an end
+	found other         // what came of it
+	err   error
+}
+
+// other is a node that has answered.
+type other struct {
+	peer    string
+	rev     int64 // the newest of the etcd at the head of the chain
+	follows bool  // it follows its own upstream
+}
+
+// errAlone says that there are no others that could be asked.
+var errAlone = errors.New("no other address is known")
+
+// askOthers asks the other addresses than that of s, in turn, for the newest revision,
+// and returns the first answer. It waits until each has answered or failed, or ctx
+// ends. Calls share what began after them. An error that holds a
+// *heliograph.UnansweredError says that nothing has answered at any.
+func (l *Link) askOthers(ctx context.Context, s *session) (other, error) {
+	asked := time.Now()
+	select {
+	case l.others.turn <- struct{}{}:
+		defer func() { <-l.others.turn }()
+	case <-ctx.Done():
+		return other{}, context.Cause(ctx)
+	}
+	if l.others.began.After(asked) {
+		return l.others.found, l.others.err
+	}
+	began := time.Now()
+	found, err := l.askEach(ctx, s)
+	if ctx.Err() != nil && err != nil {
+		return other{}, fmt.Errorf("%w (%v)", context.Cause(ctx), err) //nolint:errorlint // cut short, it says nothing
+	}
+	l.others.began, l.others.found, l.others.err = began, found, err
+	return found, err
+}
+
+func (l *Link) askEach(ctx context.Context, s *session) (other, error) {
+	if l.cfg.Replica.Applied() == 0 {
+		return other{}, errAlone // nothing tells that others are of the same origin
+	}
+	last, there := errAlone, false // as in rounds
+	failed := func(err error, is bool) {
+		if !there {
+			last, there = err, is
+		}
+	}
+	for _, host := range l.cfg.Address.Hosts {
+		targets, err := l.resolve(ctx, host)
+		if err != nil {
+			failed(fmt.Errorf("%s: %w", host, err), !gone(err))
+		}
+		for _, t := range targets {
+			if t.addr.String() == s.target.addr.String() {
+				continue
+			}
+			found, is, err := l.askOther(ctx, t)
+			if err == nil {
+				return found, nil
+			}
+			failed(fmt.Errorf("%s: %w", t, err), is)
+			if ctx.Err() != nil {
+				return other{}, last
+			}
+		}
+	}
+	if there || errors.Is(last, errAlone) {
+		return other{}, last
+	}
+	return other{}, &heliograph.UnansweredError{Err: last}
+}
+
+// askOther asks one of the others, over a connection of its own. If that fails it
+// reports whether somebody is there, and may have more to say.
+func (l *Link) askOther(ctx context.Context, t target) (_ other, there bool, _ error) {
+	conn, err := l.dial(ctx, t)
+	if err != nil {
+		return other{}, !gone(err), explain(t.String(), l.cfg.Address.Cluster, err)
+	}
+	s, err := l.greet(ctx, conn, t, l.introduceAsking)
+	var found other
+	if err == nil {
+		found, err = s.askOnce(ctx)
+	}
+	err = explain(t.String(), l.cfg.Address.Cluster, err)
+	code := closeCode(ctx, err)
+	if cerr := conn.close(code, code.String()); cerr != nil {
+		l.cfg.Log.Debug("close", "peer", t.String(), "err", cerr)
+	}
+	_, nobody := errors.AsType[*heliograph.UnansweredError](err)
+	return found, !nobody, err
+}
+
+// introduceAsking is the hello of a mirror that only asks.
+func (l *Link) introduceAsking() (wire.Hello, heliograph.Position, error) {
+	at := heliograph.Position{Origin: l.cfg.Replica.Origin(), Rev: l.cfg.Replica.Applied()}
+	h := hello(l.cfg.Address, l.cfg.NodeID, at)
+	h.Asks, h.Features = true, nil
+	return h, at, nil
+}
+
+// askOnce asks over a connection that nobody else uses, and takes nothing from it.
+func (s *session) askOnce(ctx context.Context) (found other, err error) {
+	if _, ok := ctx.Deadline(); !ok {
+		timed, cancel := context.WithTimeout(ctx, s.cfg.ReadTimeout)
+		defer cancel()
+		ctx = timed
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.control.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	request := wire.ReadIndex{WaitMS: waitMS(ctx)}
+	if _, err := s.control.Write(request.AppendFrame(nil)); err != nil {
+		return found, fmt.Errorf("read index: %w", err)
+	}
+	found.peer = s.peer
+	for answered, heard := false, false; !answered || !heard; {
+		if err := s.control.SetReadDeadline(time.Now().Add(s.cfg.Silence)); err != nil {
+			return found, err
+		}
+		if ctx.Err() != nil { // its deadline may have been overwritten
+			return found, fmt.Errorf("read index: %w", context.Cause(ctx))
+		}
+		kind, payload, err := s.frames.Next()
+		if err != nil {
+			return found, fmt.Errorf("read index: %w", brokenFrame(kind, err))
+		}
+		switch kind {
+		case wire.TypeReadIndexReply:
+			var reply wire.ReadIndexReply
+			if reply, err = wire.DecodeReadIndexReply(payload); err == nil {
+				a := answerOf(reply)
+				found.rev, err, answered = a.rev, a.err, true
+			}
+		case wire.TypeHeartbeat:
+			var h wire.Heartbeat
+			if h, err = wire.DecodeHeartbeat(payload); err == nil {
+				found.follows, heard = h.Why == "", true
+				_, err = s.control.Write(s.beat(nil)) // as often as the source: it has to hear of us, too
+			}
+		case wire.TypeGoodbye:
+			var bye wire.Goodbye
+			if bye, err = wire.DecodeGoodbye(payload); err == nil {
+				err = parted(bye)
+			}
+		}
+		if err != nil {
+			return found, brokenPayload(kind, err)
+		}
+	}
+	return found, nil
+}
+
+// elsewhere asks the others what the source of s has not been answered, and leaves it
+// for one that follows.
+func (l *Link) elsewhere(ctx context.Context, s *session, why error) (int64, error) {
+	found, err := l.askOthers(ctx, s)
+	if err == nil {
+		if found.follows {
+			s.leave(overtaken(s.peer, found.peer, why.Error()))
+		}
+		return found.rev, nil
+	}
+	if errors.Is(err, errAlone) {
+		return 0, why
+	}
+	if _, nobody := errors.AsType[*heliograph.UnansweredError](err); nobody {
+		return 0, fmt.Errorf("%w; and %w", why, err)
+	}
+	return 0, fmt.Errorf("%v; and of the other addresses: %v", why, err) //nolint:errorlint // that it is unanswered is not known
+}
+
+// compare leaves a source that does not follow its own upstream, while one of the
+// others does.
+func (s *session) compare(ctx context.Context) error {
+	for sleep(ctx, s.cfg.Stall+jitter(s.cfg.Stall)) {
+		why := s.vigil.strays(time.Now(), s.cfg.Stall)
+		if why == "" {
+			continue
+		}
+		found, err := s.link.askOthers(ctx, s)
+		switch {
+		case err == nil && found.follows:
+			return overtaken(s.peer, found.peer, why)
+		case err != nil && ctx.Err() == nil && !errors.Is(err, errAlone):
+			s.cfg.Log.Info("the source does not follow, nor does another that could be followed", "peer", s.peer, "why", why, "err", err)
+		}
+	}
+	return nil
+}
+
+func overtaken(from, to, why string) error {
+	return &fault{"overtaken", heliograph.CodeOK, fmt.Errorf("%s does not follow its own upstream (%s), and %s does: going over to it", from, cut(why), to)}
+}
