@@ -50,7 +50,7 @@ func (l *Link) askOthers(ctx context.Context, s *session) (other, error) {
 	began := time.Now()
 	found, err := l.askEach(ctx, s)
 	if ctx.Err() != nil && err != nil {
-		return other{}, fmt.Errorf("%w (%v)", context.Cause(ctx), err) //nolint:errorlint // cut short, it says nothing
+		return other{}, fmt.Errorf("%w (%v)", context.Cause(ctx), err) // cut short, it says nothing
 	}
 	l.others.began, l.others.found, l.others.err = began, found, err
 	return found, err
@@ -176,7 +176,7 @@ func (s *session) askOnce(ctx context.Context) (found other, err error) {
 func (l *Link) elsewhere(ctx context.Context, s *session, why error) (int64, error) {
 	found, err := l.askOthers(ctx, s)
 	if err == nil {
-		if found.follows {
+		if found.follows && !s.copying() {
 			s.leave(overtaken(s.peer, found.peer, why.Error()))
 		}
 		return found.rev, nil
@@ -187,7 +187,7 @@ func (l *Link) elsewhere(ctx context.Context, s *session, why error) (int64, err
 	if _, nobody := errors.AsType[*heliograph.UnansweredError](err); nobody {
 		return 0, fmt.Errorf("%w; and %w", why, err)
 	}
-	return 0, fmt.Errorf("%v; and of the other addresses: %v", why, err) //nolint:errorlint // that it is unanswered is not known
+	return 0, fmt.Errorf("%v; and of the other addresses: %v", why, err) // that it is unanswered is not known
 }
 
 // compare leaves a source that does not follow its own upstream, while one of the
@@ -195,7 +195,7 @@ func (l *Link) elsewhere(ctx context.Context, s *session, why error) (int64, err
 func (s *session) compare(ctx context.Context) error {
 	for sleep(ctx, s.cfg.Stall+jitter(s.cfg.Stall)) {
 		why := s.vigil.strays(time.Now(), s.cfg.Stall)
-		if why == "" {
+		if why == "" || s.copying() {
 			continue
 		}
 		found, err := s.link.askOthers(ctx, s)
@@ -207,6 +207,12 @@ func (s *session) compare(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// copying reports whether a snapshot is on its way, which another source would have to
+// send anew.
+func (s *session) copying() bool {
+	return s.plan.snapshot && s.applied.Load() < s.plan.snapshotRev
 }
 
 func overtaken(from, to, why string) error {

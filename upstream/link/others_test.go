@@ -167,6 +167,40 @@ func TestLeavesASourceThatStrays(t *testing.T) {
 			}
 		})
 	}
+	t.Run("not while it sends a snapshot", func(t *testing.T) {
+		w := newWorld(t)
+		w.replica.at(100)
+		w.cfg.Stall = 20 * time.Millisecond
+		data := snapshotOf(500, 3*chunkBytes)
+		w.source(func(c *conn) {
+			c.silent = true
+			c.accept(snapshotAck(500, data))
+			s := c.bulk()
+			frames := chunks(500, data)
+			put(s, frames[0])
+			for range 30 {
+				c.send(wire.Heartbeat{HeadLSN: 500, StalenessMS: -1, Why: "etcd is lost"})
+				time.Sleep(10 * time.Millisecond)
+			}
+			put(s, frames[1:]...)
+			if s != nil {
+				_ = s.Close()
+			}
+			for c.Context().Err() == nil {
+				c.send(wire.Heartbeat{HeadLSN: 500, StalenessMS: -1, Why: "etcd is lost"})
+				time.Sleep(10 * time.Millisecond)
+			}
+		})
+		second := w.source(answering("", hasEtcd))
+		w.run()
+		w.bell.until(t, "it follows the other", func() bool { return len(w.reporter.peers()) > 1 })
+		if h := second.conn(0).hello; h.LastAppliedLSN != 500 {
+			t.Errorf("it has asked at revision %d, before it had the snapshot", h.LastAppliedLSN)
+		}
+		if w.replica.aborts > 0 || w.replica.installs != 1 {
+			t.Errorf("%d snapshots aborted, %d installed", w.replica.aborts, w.replica.installs)
+		}
+	})
 	t.Run("not a source that follows", func(t *testing.T) {
 		w := newWorld(t)
 		w.replica.at(100)
