@@ -26,26 +26,29 @@ func (l *Link) answersAt(ctx context.Context, host string, left int) error {
 	}
 	targets, err := l.resolve(ctx, host)
 	for _, t := range targets {
-		if err = l.greets(ctx, t); err == nil {
+		_, err = l.visit(ctx, t, l.introduce, func(*session) error { return nil })
+		if err == nil || classify(err) == fatal { // it has another one
 			return nil
 		}
 	}
 	return err
 }
 
-func (l *Link) greets(ctx context.Context, t target) error {
+// visit says hello to t over a connection of its own, and does something with what comes
+// of it, which nobody runs. It reports whether somebody is there.
+func (l *Link) visit(ctx context.Context, t target, introduce introduction, do func(*session) error) (met bool, err error) {
 	conn, err := l.dial(ctx, t)
 	if err != nil {
-		return explain(t.String(), l.cfg.Address.Cluster, err)
+		return false, explain(t.String(), l.cfg.Address.Cluster, err)
 	}
-	_, err = l.greet(ctx, conn, t, l.introduce)
+	s, err := l.greet(ctx, conn, t, introduce)
+	if err == nil {
+		err = do(s)
+	}
 	err = explain(t.String(), l.cfg.Address.Cluster, err)
 	code := closeCode(ctx, err)
 	if cerr := conn.close(code, code.String()); cerr != nil {
 		l.cfg.Log.Debug("close", "peer", t.String(), "err", cerr)
 	}
-	if classify(err) == fatal {
-		return nil // it has another one
-	}
-	return err
+	return true, err
 }

@@ -304,6 +304,9 @@ func (l *Link) Path() []string {
 	return slices.Clone(l.path)
 }
 
+// introduction makes a hello, and says which position is in it.
+type introduction func() (wire.Hello, heliograph.Position, error)
+
 // introduce is the hello of a mirror that wants to follow.
 func (l *Link) introduce() (wire.Hello, heliograph.Position, error) {
 	if l.cfg.Mode == heliograph.Sync && l.cfg.Replica.Applied() > 0 {
@@ -317,7 +320,7 @@ func (l *Link) introduce() (wire.Hello, heliograph.Position, error) {
 }
 
 // greet says hello, which introduce makes, and reads the answer.
-func (l *Link) greet(ctx context.Context, conn *connection, t target, introduce func() (wire.Hello, heliograph.Position, error)) (*session, error) {
+func (l *Link) greet(ctx context.Context, conn *connection, t target, introduce introduction) (*session, error) {
 	first, at, err := introduce()
 	if err != nil {
 		return nil, err

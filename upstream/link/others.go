@@ -33,9 +33,9 @@ type other struct {
 var errAlone = errors.New("no other address is known")
 
 // askOthers asks the other addresses than that of s, in turn, for the newest revision,
-// and returns the first answer. It waits until each has answered or failed, or ctx
-// ends. Calls share what began after them. An error that holds a
-// *heliograph.UnansweredError says that nothing has answered at any.
+// and returns the answer of the first that follows, or else of the first. It waits until
+// each has answered or failed, or ctx ends. Calls share what began after them. An error
+// that holds a *heliograph.UnansweredError says that nothing has answered at any.
 func (l *Link) askOthers(ctx context.Context, s *session) (other, error) {
 	asked := time.Now()
 	select {
@@ -56,9 +56,9 @@ func (l *Link) askOthers(ctx context.Context, s *session) (other, error) {
 	return found, err
 }
 
-func (l *Link) askEach(ctx context.Context, s *session) (other, error) {
+func (l *Link) askEach(ctx context.Context, s *session) (best other, _ error) {
 	if l.cfg.Replica.Applied() == 0 {
-		return other{}, errAlone // nothing tells that others are of the same origin
+		return best, errAlone // nothing tells that others are of the same origin
 	}
 	last, there := errAlone, false // as in rounds
 	failed := func(err error, is bool) {
@@ -76,40 +76,37 @@ func (l *Link) askEach(ctx context.Context, s *session) (other, error) {
 				continue
 			}
 			found, is, err := l.askOther(ctx, t)
-			if err == nil {
+			switch {
+			case err != nil:
+				failed(fmt.Errorf("%s: %w", t, err), is)
+			case found.follows:
 				return found, nil
+			case best.peer == "":
+				best = found
 			}
-			failed(fmt.Errorf("%s: %w", t, err), is)
 			if ctx.Err() != nil {
-				return other{}, last
+				break
 			}
 		}
 	}
-	if there || errors.Is(last, errAlone) {
-		return other{}, last
+	switch {
+	case best.peer != "":
+		return best, nil
+	case there || errors.Is(last, errAlone):
+		return best, last
 	}
-	return other{}, &heliograph.UnansweredError{Err: last}
+	return best, &heliograph.UnansweredError{Err: last}
 }
 
 // askOther asks one of the others, over a connection of its own. If that fails it
 // reports whether somebody is there, and may have more to say.
-func (l *Link) askOther(ctx context.Context, t target) (_ other, there bool, _ error) {
-	conn, err := l.dial(ctx, t)
-	if err != nil {
-		return other{}, !gone(err), explain(t.String(), l.cfg.Address.Cluster, err)
-	}
-	s, err := l.greet(ctx, conn, t, l.introduceAsking)
-	var found other
-	if err == nil {
+func (l *Link) askOther(ctx context.Context, t target) (found other, there bool, err error) {
+	met, err := l.visit(ctx, t, l.introduceAsking, func(s *session) (err error) {
 		found, err = s.askOnce(ctx)
-	}
-	err = explain(t.String(), l.cfg.Address.Cluster, err)
-	code := closeCode(ctx, err)
-	if cerr := conn.close(code, code.String()); cerr != nil {
-		l.cfg.Log.Debug("close", "peer", t.String(), "err", cerr)
-	}
+		return err
+	})
 	_, nobody := errors.AsType[*heliograph.UnansweredError](err)
-	return found, !nobody, err
+	return found, met && !nobody || !met && !gone(err), err
 }
 
 // introduceAsking is the hello of a mirror that only asks.

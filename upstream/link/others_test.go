@@ -167,6 +167,21 @@ func TestLeavesASourceThatStrays(t *testing.T) {
 			}
 		})
 	}
+	t.Run("the third follows", func(t *testing.T) {
+		w := newWorld(t)
+		w.replica.at(100)
+		w.cfg.Stall = 50 * time.Millisecond
+		w.source(answering("etcd is lost", hasEtcd))
+		w.source(answering("catching up", hasEtcd))
+		third := w.source(answering("", hasEtcd))
+		w.run()
+		follows := func() bool { p := w.reporter.peers(); return len(p) > 0 && p[len(p)-1] == third.addr }
+		w.bell.until(t, "it follows the third", follows)
+		time.Sleep(300 * time.Millisecond)
+		if !follows() {
+			t.Errorf("it has followed %v", w.reporter.peers())
+		}
+	})
 	t.Run("not while it sends a snapshot", func(t *testing.T) {
 		w := newWorld(t)
 		w.replica.at(100)
