@@ -11,10 +11,11 @@ import (
 
 // How long a plan asks whether the origin lives. It takes as long only where nobody
 // says anything: each node on the way up may have to dial, and the last one every
-// member of etcd, in turn.
+// member of etcd, in turn; and where nothing has answered that way, the same by way of
+// the other hosts of --from, which are asked at once.
 const (
-	originWait = 45 * time.Second
-	hostWait   = 10 * time.Second // more for each further host of --from
+	originWait = 90 * time.Second
+	hostWait   = 10 * time.Second // more for each further host of --from, to dial
 	forcedWait = time.Second      // of somebody who knows better
 )
 

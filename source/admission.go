@@ -101,10 +101,13 @@ func (s *Server) admit(ctx context.Context, conn *quic.Conn, hello wire.Hello) (
 		since:    time.Now(),
 		reads:    newReads(),
 		verifies: make(verifies, maxVerifies),
-		leases:   newLeaseCursor(s.cfg.Replica, hello.Features),
 		acked:    make(chan struct{}, 1),
 		asks:     hello.Asks,
 	}
+	if m.asks {
+		hello.Features = nil
+	}
+	m.leases = newLeaseCursor(s.cfg.Replica, hello.Features)
 	var err error
 	m.identity, m.notAfter, err = s.cfg.Identify(conn.ConnectionState().TLS)
 	peer := session.Peer{Identity: m.identity, Err: err}

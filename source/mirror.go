@@ -29,7 +29,7 @@ type mirror struct {
 	origin   heliograph.Origin // of the replica, in that generation
 	forks    []heliograph.Fork // from the mirror's origin to that one
 	since    time.Time
-	asks     bool // it follows another node, and gets nothing but answers
+	asks     bool // it follows another node, and gets heartbeats and answers
 	log      *slog.Logger
 
 	brake    brake

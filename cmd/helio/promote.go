@@ -250,7 +250,7 @@ func printPlan(out io.Writer, p node.Plan) error {
 		row("", "%s", p.OriginWhy)
 	default:
 		row("SOURCE", "it is not known whether its etcd answers; last contact %s", ago(p.LastContactMS))
-		row("", "Nobody was asked: %s", p.OriginWhy)
+		row("", "It may live: %s", p.OriginWhy)
 	}
 	verified := "never"
 	if p.VerifiedAgeMS >= 0 {

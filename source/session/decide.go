@@ -72,13 +72,9 @@ func (d Decision) Accepted() bool { return d.Code == heliograph.CodeOK }
 // Decide answers a hello. The checks come in the protocol's order, and the
 // first that fails answers: an identity that is not allowed here learns nothing
 // of the cluster, and a mistake that waiting cannot mend is named before a
-// shortage that it can. What a mirror holds that only asks is no matter, but for
-// where it comes from.
+// shortage that it can. Where a mirror stands that only asks is no matter.
 func Decide(h Hello, p Peer, n Node) Decision {
 	out := Decision{From: h.LastApplied + 1}
-	if h.Asks {
-		h.Proof, n.History = heliograph.Proof{}, nil
-	}
 	for _, check := range []func(Hello, Peer, Node) Decision{
 		checkPeer, checkNames, checkChain, checkOrigin, checkHistory, checkPosition, checkLoad,
 	} {

@@ -39,6 +39,11 @@ func (t target) String() string {
 	return t.host
 }
 
+// same reports whether both are one place, by whatever name.
+func (t target) same(u target) bool {
+	return t.addr != nil && u.addr != nil && t.addr.String() == u.addr.String()
+}
+
 // resolve returns what a host of the address stands for just now.
 func (l *Link) resolve(ctx context.Context, host string) ([]target, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.DialTimeout)

@@ -301,7 +301,6 @@ func (r *reporter) Upstream(staleness time.Duration, why string) {
 	r.note(func() { r.staleness, r.why = staleness, why })
 }
 
-// losses returns every error reported so far.
 // peers are those that were followed, in order.
 func (r *reporter) peers() []string {
 	r.mu.Lock()
@@ -309,6 +308,7 @@ func (r *reporter) peers() []string {
 	return slices.Clone(r.connected)
 }
 
+// losses returns every error reported so far.
 func (r *reporter) losses() []error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -22,6 +22,7 @@ type Link struct {
 	followed  time.Time // when a source was last followed; zero if none was since Run began
 	attempted time.Time // when the last attempt began
 	due       time.Time // where nobody is there: when the next round is due that is not quick
+	first     string    // the host that the next round begins with; empty: as they stand
 
 	retry  chan struct{} // capacity 1: somebody asks, and there is no session
 	others others
@@ -77,7 +78,7 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 	var differ error // what a source said whose history is another
 	others := false  // some address did not say so
 	l.roundBegins()
-	for _, host := range l.cfg.Address.Hosts {
+	for _, host := range l.hosts() {
 		targets, err := l.find(ctx, host)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -108,6 +109,10 @@ func (l *Link) round(ctx context.Context, retry *backoff) error {
 				again = c == quick && !retry.wasQuick
 				if out.followed {
 					l.followed = time.Now()
+				}
+				if o, ok := errors.AsType[*overtakenError](out.err); ok {
+					l.first = o.to.host
+					return nil
 				}
 				switch {
 				case c == fatal && out.followed:
@@ -158,7 +163,17 @@ func (l *Link) untilNext(c class, retry *backoff) time.Duration {
 	if !quick {
 		l.due = time.Now().Add(retry.nextWithin(c, gonePause))
 	}
-	return time.Until(l.due)
+	return max(time.Until(l.due), retryEvery-time.Since(l.attempted))
+}
+
+// hosts returns those of the address in the order in which a round tries them.
+func (l *Link) hosts() []string {
+	hosts := slices.Clone(l.cfg.Address.Hosts)
+	if i := slices.Index(hosts, l.first); i > 0 {
+		hosts = slices.Insert(slices.Delete(hosts, i, i+1), 0, l.first)
+	}
+	l.first = ""
+	return hosts
 }
 
 // sooner returns the class that is tried again sooner.
@@ -204,7 +219,7 @@ type outcome struct {
 // find resolves a host of the address.
 func (l *Link) find(ctx context.Context, host string) ([]target, error) {
 	l.attempted = time.Now()
-	timed, done := l.waiting(ctx)
+	timed, done := l.waiting(ctx, target{})
 	targets, err := l.resolve(timed, host)
 	if done() && err != nil {
 		return nil, errHurried
@@ -216,7 +231,7 @@ func (l *Link) find(ctx context.Context, host string) ([]target, error) {
 func (l *Link) follow(ctx context.Context, t target) (out outcome) {
 	l.cfg.Reporter.Connecting(t.String())
 	l.attempted = time.Now()
-	timed, done := l.waiting(ctx)
+	timed, done := l.waiting(ctx, t)
 	conn, err := l.dial(timed, t)
 	if done() && err != nil {
 		return outcome{err: errHurried}
@@ -277,7 +292,7 @@ func (l *Link) begin(s *session) {
 func (l *Link) end(s *session, err error) {
 	l.mu.Lock()
 	l.session, l.lost = nil, err
-	l.rounds.rtt = s.conn.ConnectionStats().SmoothedRTT
+	l.rounds.rtt, l.rounds.rttTo = s.conn.ConnectionStats().SmoothedRTT, s.target
 	l.mu.Unlock()
 	l.metrics.connected.Set(0)
 	s.reads.close(fmt.Errorf("%w: %w", ErrDisconnected, err))

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/heliograph/heliograph"
 	"github.com/heliograph/heliograph/wire"
@@ -18,24 +21,28 @@ import (
 type others struct {
 	turn  chan struct{} // capacity 1
 	began time.Time     // when the last asking began that came to an end
+	but   target        // whom it left out
 	found other         // what came of it
 	err   error
 }
 
 // other is a node that has answered.
 type other struct {
-	peer    string
+	target  target
 	rev     int64 // the newest of the etcd at the head of the chain
-	follows bool  // it follows its own upstream
+	follows bool  // it follows its own upstream, and is not behind this mirror
 }
 
-// errAlone says that there are no others that could be asked.
+// maxAsked bounds how many are asked at once.
+const maxAsked = 16
+
+// errAlone says that there are no others.
 var errAlone = errors.New("no other address is known")
 
-// askOthers asks the other addresses than that of s, in turn, for the newest revision,
-// and returns the answer of the first that follows, or else of the first. It waits until
-// each has answered or failed, or ctx ends. Calls share what began after them. An error
-// that holds a *heliograph.UnansweredError says that nothing has answered at any.
+// askOthers asks the other addresses than that of s, at once, for the newest revision,
+// and returns the answer of the first that follows, or else one of the others. It waits
+// until each has answered or failed, or ctx ends. Calls share what began after them. An
+// error that holds a *heliograph.UnansweredError says that nothing has answered at any.
 func (l *Link) askOthers(ctx context.Context, s *session) (other, error) {
 	asked := time.Now()
 	select {
@@ -44,7 +51,7 @@ func (l *Link) askOthers(ctx context.Context, s *session) (other, error) {
 	case <-ctx.Done():
 		return other{}, context.Cause(ctx)
 	}
-	if l.others.began.After(asked) {
+	if l.others.began.After(asked) && l.others.but.same(s.target) {
 		return l.others.found, l.others.err
 	}
 	began := time.Now()
@@ -52,13 +59,13 @@ func (l *Link) askOthers(ctx context.Context, s *session) (other, error) {
 	if ctx.Err() != nil && err != nil {
 		return other{}, fmt.Errorf("%w (%v)", context.Cause(ctx), err) // cut short, it says nothing
 	}
-	l.others.began, l.others.found, l.others.err = began, found, err
+	l.others.began, l.others.but, l.others.found, l.others.err = began, s.target, found, err
 	return found, err
 }
 
-func (l *Link) askEach(ctx context.Context, s *session) (best other, _ error) {
+func (l *Link) askEach(parent context.Context, s *session) (best other, _ error) {
 	if l.cfg.Replica.Applied() == 0 {
-		return best, errAlone // nothing tells that others are of the same origin
+		return best, errors.New("this mirror holds nothing by which others could be compared")
 	}
 	last, there := errAlone, false // as in rounds
 	failed := func(err error, is bool) {
@@ -66,31 +73,49 @@ func (l *Link) askEach(ctx context.Context, s *session) (best other, _ error) {
 			last, there = err, is
 		}
 	}
+	var targets []target
 	for _, host := range l.cfg.Address.Hosts {
-		targets, err := l.resolve(ctx, host)
+		found, err := l.resolve(parent, host)
 		if err != nil {
 			failed(fmt.Errorf("%s: %w", host, err), !gone(err))
 		}
-		for _, t := range targets {
-			if t.addr.String() == s.target.addr.String() {
-				continue
-			}
+		targets = append(targets, slices.DeleteFunc(found, s.target.same)...)
+	}
+
+	type answer struct {
+		other
+		there bool
+		err   error
+	}
+	ctx, cancel := context.WithCancel(parent)
+	answers := make(chan answer, len(targets))
+	var work errgroup.Group
+	work.SetLimit(maxAsked)
+	for _, t := range targets {
+		work.Go(func() error {
 			found, is, err := l.askOther(ctx, t)
-			switch {
-			case err != nil:
-				failed(fmt.Errorf("%s: %w", t, err), is)
-			case found.follows:
-				return found, nil
-			case best.peer == "":
-				best = found
+			if err != nil {
+				err = fmt.Errorf("%s: %w", t, err)
 			}
-			if ctx.Err() != nil {
-				break
-			}
+			answers <- answer{found, is, err}
+			return nil
+		})
+	}
+	for range targets {
+		switch a := <-answers; {
+		case a.err != nil:
+			failed(a.err, a.there)
+		case !best.follows && (a.follows || best.rev == 0):
+			best = a.other
+		}
+		if best.follows {
+			cancel() // the rest
 		}
 	}
+	cancel()
+	_ = work.Wait() // it returns no errors
 	switch {
-	case best.peer != "":
+	case best.rev > 0:
 		return best, nil
 	case there || errors.Is(last, errAlone):
 		return best, last
@@ -112,13 +137,16 @@ func (l *Link) askOther(ctx context.Context, t target) (found other, there bool,
 // introduceAsking is the hello of a mirror that only asks.
 func (l *Link) introduceAsking() (wire.Hello, heliograph.Position, error) {
 	at := heliograph.Position{Origin: l.cfg.Replica.Origin(), Rev: l.cfg.Replica.Applied()}
-	h := hello(l.cfg.Address, l.cfg.NodeID, at)
+	h := prove(hello(l.cfg.Address, l.cfg.NodeID, at), l.cfg.Replica)
 	h.Asks, h.Features = true, nil
 	return h, at, nil
 }
 
 // askOnce asks over a connection that nobody else uses, and takes nothing from it.
 func (s *session) askOnce(ctx context.Context) (found other, err error) {
+	if forks := s.plan.lineage.Forks; len(forks) > 0 {
+		return found, fmt.Errorf("it mirrors %s, which %s was promoted from", s.plan.lineage.Origin, forks[0].Origin)
+	}
 	if _, ok := ctx.Deadline(); !ok {
 		timed, cancel := context.WithTimeout(ctx, s.cfg.ReadTimeout)
 		defer cancel()
@@ -130,7 +158,7 @@ func (s *session) askOnce(ctx context.Context) (found other, err error) {
 	if _, err := s.control.Write(request.AppendFrame(nil)); err != nil {
 		return found, fmt.Errorf("read index: %w", err)
 	}
-	found.peer = s.peer
+	found.target = s.target
 	for answered, heard := false, false; !answered || !heard; {
 		if err := s.control.SetReadDeadline(time.Now().Add(s.cfg.Silence)); err != nil {
 			return found, err
@@ -148,11 +176,14 @@ func (s *session) askOnce(ctx context.Context) (found other, err error) {
 			if reply, err = wire.DecodeReadIndexReply(payload); err == nil {
 				a := answerOf(reply)
 				found.rev, err, answered = a.rev, a.err, true
+				if err == nil && a.rev < s.startRev {
+					err = fmt.Errorf("its etcd is at revision %d, and this mirror at %d: it was restored, or is another", a.rev, s.startRev)
+				}
 			}
 		case wire.TypeHeartbeat:
 			var h wire.Heartbeat
 			if h, err = wire.DecodeHeartbeat(payload); err == nil {
-				found.follows, heard = h.Why == "", true
+				found.follows, heard = h.Why == "" && h.HeadLSN >= s.startRev, true
 				_, err = s.control.Write(s.beat(nil)) // as often as the source: it has to hear of us, too
 			}
 		case wire.TypeGoodbye:
@@ -169,12 +200,12 @@ func (s *session) askOnce(ctx context.Context) (found other, err error) {
 }
 
 // elsewhere asks the others what the source of s has not been answered, and leaves it
-// for one that follows.
+// for one that follows, unless s has just begun.
 func (l *Link) elsewhere(ctx context.Context, s *session, why error) (int64, error) {
 	found, err := l.askOthers(ctx, s)
 	if err == nil {
-		if found.follows && !s.copying() {
-			s.leave(overtaken(s.peer, found.peer, why.Error()))
+		if found.follows && !s.copying() && time.Since(s.began) >= s.cfg.Stall {
+			s.leave(&overtakenError{s.peer, found.target, why.Error()})
 		}
 		return found.rev, nil
 	}
@@ -198,7 +229,7 @@ func (s *session) compare(ctx context.Context) error {
 		found, err := s.link.askOthers(ctx, s)
 		switch {
 		case err == nil && found.follows:
-			return overtaken(s.peer, found.peer, why)
+			return &overtakenError{s.peer, found.target, why}
 		case err != nil && ctx.Err() == nil && !errors.Is(err, errAlone):
 			s.cfg.Log.Info("the source does not follow, nor does another that could be followed", "peer", s.peer, "why", why, "err", err)
 		}
@@ -212,6 +243,13 @@ func (s *session) copying() bool {
 	return s.plan.snapshot && s.applied.Load() < s.plan.snapshotRev
 }
 
-func overtaken(from, to, why string) error {
-	return &fault{"overtaken", heliograph.CodeOK, fmt.Errorf("%s does not follow its own upstream (%s), and %s does: going over to it", from, cut(why), to)}
+// overtakenError says that a source is left for another.
+type overtakenError struct {
+	from string
+	to   target
+	why  string // from does not follow
+}
+
+func (e *overtakenError) Error() string {
+	return fmt.Sprintf("%s does not follow its own upstream (%s), and %s does: going over to it", e.from, cut(e.why), e.to)
 }

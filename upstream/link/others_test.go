@@ -12,18 +12,19 @@ import (
 	"github.com/heliograph/heliograph/wire"
 )
 
-// answering is a source that does not follow its own upstream for why, and answers
-// every question with reply.
-func answering(why string, reply wire.ReadIndexReply) script { return answeringLate(0, why, reply) }
+// answering is a source at revision 100 that does not follow its own upstream for why,
+// and answers every question with reply.
+func answering(why string, reply wire.ReadIndexReply) script { return answeringAt(100, 0, why, reply) }
 
-// answeringLate does so once it has had that many heartbeats.
-func answeringLate(beats int, why string, reply wire.ReadIndexReply) script {
+// answeringAt is one at another revision, which answers once it has had that many
+// heartbeats.
+func answeringAt(head int64, beats int, why string, reply wire.ReadIndexReply) script {
 	return func(c *conn) {
 		c.silent = true
-		c.accept(helloAck(100))
+		c.accept(helloAck(head))
 		heard := func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.beats) >= beats }
 		for answered := 0; c.Context().Err() == nil; time.Sleep(5 * time.Millisecond) {
-			c.send(wire.Heartbeat{HeadLSN: 100, StalenessMS: -1, Why: why})
+			c.send(wire.Heartbeat{HeadLSN: head, StalenessMS: -1, Why: why})
 			if !heard() {
 				continue
 			}
@@ -52,8 +53,15 @@ func TestReadIndexAsksTheOthers(t *testing.T) {
 		moves  bool
 	}{
 		{"that has the etcd", answering("", hasEtcd), 107, false, "", true},
-		{"that has the etcd and is not up to date", answering("catching up", hasEtcd), 107, false, "", false},
-		{"that takes its time", answeringLate(3, "", hasEtcd), 107, false, "", true},
+		{"that has the etcd and is not up to date", answering("etcd is slow", hasEtcd), 107, false, "", false},
+		{"that has the etcd and is behind", answeringAt(99, 0, "", hasEtcd), 107, false, "", false},
+		{"that takes its time", answeringAt(100, 3, "", hasEtcd), 107, false, "", true},
+		{"whose etcd has less", answering("", wire.ReadIndexReply{LSN: 99}), 0, false, "its etcd is at revision 99, and this mirror at 100", false},
+		{"that was promoted", func(c *conn) {
+			c.silent = true
+			c.accept(forkedAck(100, 100))
+			c.hold()
+		}, 0, false, "was promoted from", false},
 		{"that has lost it, too", answering("etcd is gone", lostEtcd), 0, true, "no answer from etcd; and ", false},
 		{"that cannot ask", answering("it is diverged", wire.ReadIndexReply{ErrorDetail: "it asks nobody"}), 0, false, "it asks nobody", false},
 		{"that is of another history", func(c *conn) { c.refuse(heliograph.CodeDiverged, "other records") }, 0, false, "other records", false},
@@ -65,8 +73,8 @@ func TestReadIndexAsksTheOthers(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			w := newWorld(t)
 			w.replica.at(100)
-			w.cfg.Silence, w.cfg.DialTimeout = 300*time.Millisecond, 300*time.Millisecond
-			w.source(answering("etcd is lost", lostEtcd))
+			w.cfg.Silence, w.cfg.DialTimeout, w.cfg.Stall = 300*time.Millisecond, 300*time.Millisecond, 50*time.Millisecond
+			w.source(answering("", lostEtcd))
 			var src *source
 			if test.other != nil {
 				src = w.source(test.other)
@@ -80,6 +88,7 @@ func TestReadIndexAsksTheOthers(t *testing.T) {
 			}
 			l := w.run()
 			w.bell.until(t, "it follows", func() bool { return len(w.reporter.peers()) == 1 })
+			time.Sleep(2 * w.cfg.Stall) // one that has just begun is not left
 			rev, err := l.ReadIndex(t.Context())
 			if rev != test.rev || (err == nil) != (test.says == "") || unanswered(err) != test.nobody {
 				t.Errorf("revision %d, %v", rev, err)
@@ -94,7 +103,7 @@ func TestReadIndexAsksTheOthers(t *testing.T) {
 				return
 			}
 			w.bell.until(t, "it follows the other", func() bool { return len(w.reporter.peers()) == 2 })
-			if h := src.conn(0).hello; !h.Asks || h.LastAppliedLSN != 100 || len(h.Digests) > 0 {
+			if h := src.conn(0).hello; !h.Asks || h.LastAppliedLSN != 100 || len(h.Features) > 0 {
 				t.Errorf("it was asked with %+v", h)
 			}
 			if h := src.conn(1).hello; h.Asks {
@@ -146,7 +155,8 @@ func TestLeavesASourceThatStrays(t *testing.T) {
 		moves bool
 	}{
 		{"another follows", answering("", hasEtcd), true},
-		{"another does not", answering("catching up", hasEtcd), false},
+		{"another does not", answering("etcd is slow", hasEtcd), false},
+		{"another is behind", answeringAt(99, 0, "", hasEtcd), false},
 		{"another has lost its etcd", answering("", lostEtcd), false},
 		{"another refuses", func(c *conn) { c.refuse(heliograph.CodeNotReady, "no snapshot") }, false},
 	} {
@@ -172,14 +182,13 @@ func TestLeavesASourceThatStrays(t *testing.T) {
 		w.replica.at(100)
 		w.cfg.Stall = 50 * time.Millisecond
 		w.source(answering("etcd is lost", hasEtcd))
-		w.source(answering("catching up", hasEtcd))
+		w.source(answering("etcd is slow", hasEtcd))
 		third := w.source(answering("", hasEtcd))
 		w.run()
-		follows := func() bool { p := w.reporter.peers(); return len(p) > 0 && p[len(p)-1] == third.addr }
-		w.bell.until(t, "it follows the third", follows)
+		w.bell.until(t, "it follows another", func() bool { return len(w.reporter.peers()) > 1 })
 		time.Sleep(300 * time.Millisecond)
-		if !follows() {
-			t.Errorf("it has followed %v", w.reporter.peers())
+		if peers := w.reporter.peers(); len(peers) != 2 || peers[1] != third.addr {
+			t.Errorf("it has followed %v, want the first and then the third", peers)
 		}
 	})
 	t.Run("not while it sends a snapshot", func(t *testing.T) {
@@ -206,7 +215,7 @@ func TestLeavesASourceThatStrays(t *testing.T) {
 				time.Sleep(10 * time.Millisecond)
 			}
 		})
-		second := w.source(answering("", hasEtcd))
+		second := w.source(answeringAt(500, 0, "", wire.ReadIndexReply{LSN: 507}))
 		w.run()
 		w.bell.until(t, "it follows the other", func() bool { return len(w.reporter.peers()) > 1 })
 		if h := second.conn(0).hello; h.LastAppliedLSN != 500 {

@@ -3,9 +3,11 @@ package link_test
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -262,6 +264,46 @@ func TestReadIndexRetriesOnceASecond(t *testing.T) {
 			if n := src.count(); n < most/4 || n > most {
 				t.Errorf("%s: %d tries in two minutes", code, n)
 			}
+		})
+	}
+}
+
+// Nor do they where nobody is, be it that dials time out or that they fail at once.
+func TestReadIndexDialsOnceASecond(t *testing.T) {
+	for name, fails := range map[string]error{"silent": nil, "unreachable": &net.OpError{Op: "write", Net: "udp", Err: syscall.ENETUNREACH}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, _, n := simulated(t, idle)
+				n.toSource.Store(true)
+				listen := w.cfg.Listen
+				var dials atomic.Int64
+				w.cfg.Listen = func() (net.PacketConn, error) {
+					dials.Add(1)
+					if fails != nil {
+						return nil, fails
+					}
+					return listen()
+				}
+				l := w.run()
+				time.Sleep(time.Minute)
+				dials.Store(0)
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+				defer cancel()
+				var work sync.WaitGroup
+				for range 50 {
+					work.Go(func() {
+						for ctx.Err() == nil {
+							if _, err := l.ReadIndex(ctx); !unanswered(err) && !errors.Is(err, context.DeadlineExceeded) {
+								t.Error(err)
+							}
+						}
+					})
+				}
+				work.Wait()
+				if n := dials.Load(); n < 60 || n > 125 {
+					t.Errorf("%d dials in two minutes", n)
+				}
+			})
 		})
 	}
 }

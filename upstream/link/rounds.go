@@ -25,15 +25,18 @@ type rounds struct {
 	last    error              // why an address failed in the round under way: one where somebody is, if there is one
 	there   bool               // last is such a one
 	err     error              // what the round that ended comes to
+	dials   int                // of the round under way
+	size    int                // dials of the last round that was not quick and went to its end
 	rtt     time.Duration      // of the last session; 0 if there was none
+	rttTo   target             // whom it was with
 	stopped bool               // Run has returned
 }
 
 const (
-	// quickDial is how long a quick round waits for each address, beside three round
-	// trips of the last session: enough for whoever is there, and for one packet lost.
-	// mostQuickDial is how long it waits at most, or where there was none: enough for
-	// the other end of the earth.
+	// quickDial is how long a quick round waits for the source of the last session,
+	// beside three round trips: enough for whoever is there, and for one packet lost.
+	// mostQuickDial is how long it waits at most, and for every other address: enough
+	// for the other end of the earth.
 	quickDial     = 500 * time.Millisecond
 	mostQuickDial = time.Second
 	// gonePause bounds the wait before the next try where nobody was there.
@@ -49,7 +52,7 @@ var errHurried = errors.New("somebody asks")
 // ended for a quick one, and for another.
 func (l *Link) justGone() bool {
 	within := gonePause + goneSlack
-	for range l.cfg.Address.Hosts {
+	for range max(l.rounds.size, len(l.cfg.Address.Hosts)) {
 		within += l.cfg.DialTimeout + mostQuickDial + l.cfg.DialTimeout
 	}
 	return time.Since(l.rounds.gone) < within
@@ -77,20 +80,23 @@ func (l *Link) roundBegins() {
 	r := &l.rounds
 	r.begun++
 	r.quick, r.hurried = (r.hurried || r.asking > 0) && l.justGone(), false
-	r.last, r.there = nil, false
+	r.last, r.there, r.dials = nil, false, 0
 }
 
-// waiting returns the context for a name that is looked up or an address that is
-// dialled in a round, and what to call when that is done, which reports whether the
-// round is to end for a quick one.
-func (l *Link) waiting(ctx context.Context) (_ context.Context, done func() bool) {
+// waiting returns the context for t being dialled in a round, or for a name being looked
+// up if t is zero, and what to call when that is done, which reports whether the round
+// is to end for a quick one.
+func (l *Link) waiting(ctx context.Context, t target) (_ context.Context, done func() bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := &l.rounds
+	if t.addr != nil {
+		r.dials++
+	}
 	var cancel context.CancelFunc
 	if r.quick {
 		most := mostQuickDial
-		if r.rtt > 0 {
+		if r.rtt > 0 && t.same(r.rttTo) {
 			most = min(most, quickDial+3*r.rtt)
 		}
 		ctx, cancel = context.WithTimeout(ctx, most)
@@ -126,7 +132,7 @@ func (l *Link) roundEnds() {
 	} else {
 		r.err = &heliograph.UnansweredError{Err: r.err}
 		if !r.quick {
-			r.gone = time.Now()
+			r.gone, r.size = time.Now(), r.dials
 		}
 	}
 	r.changeLocked()

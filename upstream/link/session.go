@@ -38,8 +38,9 @@ type session struct {
 	outgoing   chan struct{} // wakes the writer of control
 	compaction chan struct{} // wakes the one that passes compaction on
 	leaving    chan error    // of capacity 1: why to leave the source
-	startRev   int64         // what the replica had when it said hello
-	applied    atomic.Int64  // what it has been brought to
+	began      time.Time
+	startRev   int64        // what the replica had when it said hello
+	applied    atomic.Int64 // what it has been brought to
 
 	// applying lets one goroutine at a time change the replica, as
 	// heliograph.Replica wants it.
@@ -52,6 +53,7 @@ func newSession(l *Link, t target, conn *connection, control *quic.Stream, frame
 		outgoing:   make(chan struct{}, 1),
 		compaction: make(chan struct{}, 1),
 		leaving:    make(chan error, 1),
+		began:      time.Now(),
 		facts:      newFacts(),
 	}
 	s.vigil = &vigil{

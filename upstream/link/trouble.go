@@ -147,6 +147,9 @@ func reason(err error) string {
 	if _, ok := errors.AsType[*behindError](err); ok {
 		return "behind"
 	}
+	if _, ok := errors.AsType[*overtakenError](err); ok {
+		return "overtaken"
+	}
 	if _, ok := errors.AsType[*heliograph.RefusedError](err); ok {
 		return "refused"
 	}
