@@ -89,7 +89,9 @@ func TestAheadAndDifferent(t *testing.T) {
 	h, n := hello(), node()
 	h.LastApplied, h.Proof = 4500, heliograph.Proof{Blocks: []heliograph.BlockDigest{{Block: 1, Sum: 5}}}
 	n.Applied, n.Head, n.Fresh, n.History = 4000, 4000, false, kept{blocks: map[int64]uint64{1: 6}}
-	if d := session.Decide(h, peer(heliograph.RoleMirror), n); d.Code != heliograph.CodeDiverged {
-		t.Errorf("got %+v", d)
+	for _, h.Asks = range []bool{false, true} {
+		if d := session.Decide(h, peer(heliograph.RoleMirror), n); d.Code != heliograph.CodeDiverged {
+			t.Errorf("asks %v: got %+v", h.Asks, d)
+		}
 	}
 }
