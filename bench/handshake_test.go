@@ -9,9 +9,12 @@ import (
 	"hash"
 	"net"
 	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/quic-go/quic-go"
 	"go.etcd.io/etcd/pkg/v3/traceutil"
 	"go.etcd.io/etcd/server/v3/lease"
 	"go.etcd.io/etcd/server/v3/storage/backend"
@@ -41,10 +44,14 @@ var (
 	handshakeTime = row{"time from the dial to the accepted mirror, median, ms", 2}
 )
 
+// bareQUIC is the column of connections without a hello.
+const bareQUIC = "QUIC alone"
+
 // BenchmarkHandshake connects a mirror again and again: TLS 1.3 over QUIC with
 // client certificates, hello, the comparison of digests, ack, and the end of the
 // connection. Both sides are in this process, so its processor time is that of
-// both. Nothing is applied: the next handshake finds the same.
+// both. Nothing is applied: the next handshake finds the same. Beside it the same
+// connections are made without a word of the protocol.
 func BenchmarkHandshake(b *testing.B) {
 	o := readOptions(b)
 	most := envInt(b, "BENCH_REVISIONS", 1_000_000, 100)
@@ -53,13 +60,16 @@ func BenchmarkHandshake(b *testing.B) {
 	for _, n := range sizes {
 		columns = append(columns, number(float64(n), 0)+" revisions")
 	}
-	t := newTable("Handshake with digests", columns, []row{handshakeCPU, handshakeTime})
+	t := newTable("Handshake with digests", append(slices.Clone(columns), bareQUIC), []row{handshakeCPU, handshakeTime})
 	facts := conditions(b, o)
 	inCell(b, func(outer *cell) {
 		var variants []variant
 		for i, n := range sizes {
 			h := newHandshake(outer, n)
-			variants = append(variants, variant{columns[i], func(c *cell) { t.handshake(c, columns[i], h) }})
+			variants = append(variants, variant{columns[i], func(c *cell) { t.handshake(c, columns[i], h.once) }})
+			if i == 0 {
+				variants = append(variants, variant{bareQUIC, func(c *cell) { t.handshake(c, bareQUIC, h.bare(c)) }})
+			}
 		}
 		rounds(b, o, variants)
 	})
@@ -67,12 +77,12 @@ func BenchmarkHandshake(b *testing.B) {
 	b.ReportMetric(t.get(handshakeCPU, columns[len(columns)-1]).median(), "cpu-ms")
 }
 
-func (t *table) handshake(c *cell, column string, h *handshake) {
+func (t *table) handshake(c *cell, column string, once func(*cell) time.Duration) {
 	c.Helper()
 	var times samples
 	before := ownCPU(c)
 	for range handshakes {
-		times = append(times, ms(h.once(c)))
+		times = append(times, ms(once(c)))
 	}
 	t.add(handshakeCPU, column, ms(ownCPU(c)-before)/handshakes)
 	t.add(handshakeTime, column, times.median())
@@ -93,6 +103,7 @@ type handshake struct {
 	mirror *store.Store
 	addr   net.Addr
 	tls    *tls.Config // of the mirror
+	server *tls.Config // of the source
 }
 
 // newHandshake makes both stores from an etcd file with so many revisions.
@@ -121,6 +132,7 @@ func newHandshake(c *cell, revisions int) *handshake {
 		return creds
 	}
 	serving := load(heliograph.RoleSource, "source")
+	h.server = serving.ServerTLS(wire.ALPN)
 	h.tls = load(heliograph.RoleMirror, "mirror").ClientTLS(wire.ALPN, handshakeOrigin.Cluster)
 	socket, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -129,7 +141,7 @@ func newHandshake(c *cell, revisions int) *handshake {
 	h.addr = socket.LocalAddr()
 	srv, err := source.New(source.Config{
 		Cluster: handshakeOrigin.Cluster, NodeID: "source", Replica: ahead,
-		TLS: serving.ServerTLS(wire.ALPN), Identify: serving.PeerIdentity,
+		TLS: h.server, Identify: serving.PeerIdentity,
 	})
 	if err != nil {
 		c.Fatal(err)
@@ -170,6 +182,50 @@ func (h *handshake) once(c *cell) time.Duration {
 		c.Fatalf("not accepted: %v (%v)", err, context.Cause(ctx))
 	}
 	return accepted.Sub(start)
+}
+
+// bare returns what connects to a listener of its own, and ends the connection when that
+// has accepted it.
+func (h *handshake) bare(c *cell) func(*cell) time.Duration {
+	c.Helper()
+	listener, err := quic.ListenAddr("127.0.0.1:0", h.server, nil)
+	if err != nil {
+		c.Fatal(err)
+	}
+	accepted := make(chan *quic.Conn)
+	var work sync.WaitGroup
+	work.Go(func() {
+		defer close(accepted)
+		for {
+			conn, err := listener.Accept(c.ctx)
+			if err != nil {
+				return
+			}
+			accepted <- conn
+		}
+	})
+	c.Cleanup(func() {
+		if err := listener.Close(); err != nil {
+			c.Error(err)
+		}
+		work.Wait()
+	})
+	return func(c *cell) time.Duration {
+		c.Helper()
+		ctx, cancel := context.WithTimeout(c.Context(), startWait)
+		defer cancel()
+		start := time.Now()
+		conn, err := quic.DialAddr(ctx, listener.Addr().String(), h.tls.Clone(), nil)
+		if err != nil {
+			c.Fatal(err)
+		}
+		<-accepted
+		took := time.Since(start)
+		if err := conn.CloseWithError(0, ""); err != nil {
+			c.Error(err)
+		}
+		return took
+	}
 }
 
 // frozen is a store that applies nothing until its connection ends.
