@@ -101,11 +101,12 @@ type facts struct {
 	known        int64 // 0 if not
 	state        heliograph.State
 	why          string
-	alive        bool // the upstream was heard from just now
-	contact      time.Duration
-	answers      bool   // the origin answered
-	unasked      string // why it could not be asked, although it may live; empty if it was
-	source       bool   // the node is one
+	alive        bool          // the upstream was heard from just now
+	contact      time.Duration // since the upstream was heard from
+	staleness    time.Duration // everything that the origin had so long ago is here; below 0: unknown
+	answers      bool          // the origin answered
+	unasked      string        // why it could not be asked, although it may live; empty if it was
+	source       bool          // the node is one
 	servesClient bool
 	damaged      error
 	peers        error  // nobody can listen where members will reach it
@@ -193,8 +194,9 @@ func advise(f facts) BumpAdvice {
 	case f.known == 0:
 		a.Why = "nothing was heard of the source since this node was started: " + lost
 	default:
-		a.Why = fmt.Sprintf("what the source has written since the last contact, %s ago, is not known: %s; it is not needed if nothing was written after that",
-			round(f.contact), lost)
+		// A source node that lost its etcd can be heard from all the time.
+		a.Why = fmt.Sprintf("what the source has written since %s ago is not known: %s; it is not needed if nothing was written after that",
+			round(max(f.contact, f.staleness)), lost)
 	}
 	return a
 }
@@ -218,7 +220,7 @@ func (m *mirroring) plan(ctx context.Context, opts PromoteOptions, promoting boo
 	origin := m.askOrigin(ctx, opts, promoting)
 	v := m.tracker.View()
 	f := facts{
-		state: v.State, why: v.Why, alive: v.Alive, contact: v.Contact,
+		state: v.State, why: v.Why, alive: v.Alive, contact: v.Contact, staleness: v.Staleness,
 		source: m.cfg.Etcd != nil, servesClient: m.clients != nil, damaged: m.store.Damaged(), promoting: promoting,
 		users: m.store.UsersOutdated(), bump: opts.BumpRevision,
 	}

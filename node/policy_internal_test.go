@@ -113,6 +113,7 @@ func TestBumpAdvice(t *testing.T) {
 	}{
 		"lost with known revisions": {lost(func(f *facts) { f.known = 150 }), true, "revisions 101 to 150"},
 		"last contact a minute ago": {lost(func(*facts) {}), true, "1m0s ago"},
+		"its etcd lost before that": {lost(func(f *facts) { f.contact, f.staleness = time.Second, 2*time.Minute }), true, "since 2m0s ago"},
 		"nothing heard":             {lost(func(f *facts) { f.known = 0 }), true, "nothing was heard"},
 		"diverged":                  {lost(func(f *facts) { f.state, f.known = heliograph.Diverged, 0 }), true, "another history"},
 		"everything, forced":        {lost(func(f *facts) { f.answers = true }), false, "is not needed if nothing is written"},

@@ -221,6 +221,16 @@ func promotionError(err error) error {
 	return err
 }
 
+// contact says when the source was last heard from, and if that is of no use because it
+// has lost its own, also how far back everything is known.
+func contact(p node.Plan) string {
+	s := "last contact " + ago(p.LastContactMS)
+	if p.StalenessMS > p.LastContactMS+5000 {
+		s += "; what was written since " + ago(p.StalenessMS) + " is not known there"
+	}
+	return s
+}
+
 func printPlan(out io.Writer, p node.Plan) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
@@ -246,10 +256,10 @@ func printPlan(out io.Writer, p node.Plan) error {
 	case p.OriginAnswers:
 		row("SOURCE", "its etcd answers")
 	case p.OriginAsked:
-		row("SOURCE", "nothing answers; last contact %s", ago(p.LastContactMS))
+		row("SOURCE", "nothing answers; %s", contact(p))
 		row("", "%s", p.OriginWhy)
 	default:
-		row("SOURCE", "it is not known whether its etcd answers; last contact %s", ago(p.LastContactMS))
+		row("SOURCE", "it is not known whether its etcd answers; %s", contact(p))
 		row("", "It may live: %s", p.OriginWhy)
 	}
 	verified := "never"

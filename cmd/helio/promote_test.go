@@ -25,3 +25,19 @@ func TestPrintPromoted(t *testing.T) {
 		}
 	}
 }
+
+// A source node may be heard from that has heard nothing itself for long.
+func TestContact(t *testing.T) {
+	for _, test := range []struct {
+		contact, staleness int64
+		want               string
+	}{
+		{48_200, 48_600, "last contact 48.2s ago"},
+		{400, 12_000, "last contact 400ms ago; what was written since 12s ago is not known there"},
+		{400, -1, "last contact 400ms ago"},
+	} {
+		if got := contact(node.Plan{LastContactMS: test.contact, StalenessMS: test.staleness}); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}
