@@ -5,13 +5,10 @@ package proctest
 import (
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -180,34 +177,4 @@ func (p *Process) logTail() string {
 	}
 	tail, _ := io.ReadAll(f)
 	return string(tail)
-}
-
-// FreePorts returns n different ports of 127.0.0.1 that nothing listens on, by
-// TCP or UDP. They lie below the range from which the kernel takes ports by
-// itself, so that a process that is down finds its port free when it is
-// restarted.
-func FreePorts(tb testing.TB, n int) []int {
-	tb.Helper()
-	const first, last, tries = 10_000, 32_000, 1_000
-	var ports []int
-	for range tries {
-		if len(ports) == n {
-			return ports
-		}
-		port := first + rand.IntN(last-first)
-		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			continue
-		}
-		defer l.Close() // only at the end, so that no port comes twice
-		u, err := net.ListenPacket("udp", addr)
-		if err != nil {
-			continue
-		}
-		defer u.Close()
-		ports = append(ports, port)
-	}
-	tb.Fatalf("found %d of %d free ports", len(ports), n)
-	return nil
 }
