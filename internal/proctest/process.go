@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -132,10 +133,40 @@ func (p *Process) Restart() {
 	p.Start()
 }
 
-// Pause stops the process with SIGSTOP: its connections stay open and silent.
+// Pause stops the process with SIGSTOP, and returns when every thread of it stands
+// still: its connections stay open and silent.
 func (p *Process) Pause() {
 	p.tb.Helper()
 	p.signal(syscall.SIGSTOP)
+	for deadline := time.Now().Add(pauseWait); !p.stopped(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.tb.Fatalf("%s still runs %s after SIGSTOP", p.name, pauseWait)
+		}
+	}
+}
+
+// pauseWait is how long a process may take until it stands still.
+const pauseWait = 10 * time.Second
+
+// stopped reports whether every thread of the process is stopped, or has ended.
+func (p *Process) stopped() bool {
+	p.tb.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID()))
+	if err != nil {
+		p.tb.Fatal(err)
+	}
+	for _, path := range threads {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		// The state follows the name, which is in brackets.
+		_, after, _ := strings.Cut(string(stat), ") ")
+		if !strings.HasPrefix(after, "T") {
+			return false
+		}
+	}
+	return len(threads) > 0
 }
 
 // Resume lets a paused process go on.
