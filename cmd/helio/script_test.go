@@ -117,7 +117,8 @@ func scriptAuth(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
-	const limit, pace = 30 * time.Second, 100 * time.Millisecond
+	// Longer than the longest pause between two tries, which is 30 s.
+	const limit, pace = time.Minute, 100 * time.Millisecond
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: await REGEXP COMMAND...")
 	}
