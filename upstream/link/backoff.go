@@ -93,10 +93,11 @@ const (
 // somebody asks, the pause after an error of class c is as short as it may be.
 func (l *Link) pause(ctx context.Context, c class, d time.Duration) bool {
 	began, asked := time.Now(), l.retry
-	least := max(0, retryEvery-began.Sub(l.attempted))
+	every := retryEvery
 	if c == slow {
-		least = max(0, retrySlowEvery-began.Sub(l.attempted))
+		every = retrySlowEvery
 	}
+	least := max(0, every-began.Sub(l.attempted))
 	if l.asking() {
 		d = min(d, least)
 	}

@@ -145,7 +145,7 @@ func (l *Link) introduceAsking() (wire.Hello, heliograph.Position, error) {
 // askOnce asks over a connection that nobody else uses, and takes nothing from it.
 func (s *session) askOnce(ctx context.Context) (found other, err error) {
 	if forks := s.plan.lineage.Forks; len(forks) > 0 {
-		return found, fmt.Errorf("it mirrors %s, which %s was promoted from", s.plan.lineage.Origin, forks[0].Origin)
+		return found, fmt.Errorf("it mirrors %s, which was promoted from %s", s.plan.lineage.Origin, forks[0].Origin)
 	}
 	if _, ok := ctx.Deadline(); !ok {
 		timed, cancel := context.WithTimeout(ctx, s.cfg.ReadTimeout)

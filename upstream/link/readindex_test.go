@@ -241,6 +241,24 @@ func TestReadIndexGivenUpKeepsItsPlace(t *testing.T) {
 	ask(1, asked(most+1))
 }
 
+// askMuch has fifty ask all the time for two minutes, and checks what they are told.
+func askMuch(t *testing.T, l *running, right func(error) bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	var work sync.WaitGroup
+	for range 50 {
+		work.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := l.ReadIndex(ctx); !right(err) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	work.Wait()
+}
+
 // Many who ask for a long time do not hammer a source.
 func TestReadIndexRetriesOnceASecond(t *testing.T) {
 	for code, most := range map[heliograph.Code]int{heliograph.CodeOverloaded: 120, heliograph.CodeNotAuthorized: 25} {
@@ -248,19 +266,7 @@ func TestReadIndexRetriesOnceASecond(t *testing.T) {
 			w, src, _ := simulated(t, func(c *conn) { c.refuse(code, "") })
 			w.cfg.BackoffBase, w.cfg.BackoffCap = 1000*time.Hour, 1000*time.Hour
 			l := w.run()
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-			defer cancel()
-			var work sync.WaitGroup
-			for range 50 {
-				work.Go(func() {
-					for ctx.Err() == nil {
-						if _, err := l.ReadIndex(ctx); err == nil || unanswered(err) {
-							t.Error(err)
-						}
-					}
-				})
-			}
-			work.Wait()
+			askMuch(t, l, func(err error) bool { return err != nil && !unanswered(err) })
 			if n := src.count(); n < most/4 || n > most {
 				t.Errorf("%s: %d tries in two minutes", code, n)
 			}
@@ -287,19 +293,7 @@ func TestReadIndexDialsOnceASecond(t *testing.T) {
 				l := w.run()
 				time.Sleep(time.Minute)
 				dials.Store(0)
-				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-				defer cancel()
-				var work sync.WaitGroup
-				for range 50 {
-					work.Go(func() {
-						for ctx.Err() == nil {
-							if _, err := l.ReadIndex(ctx); !unanswered(err) && !errors.Is(err, context.DeadlineExceeded) {
-								t.Error(err)
-							}
-						}
-					})
-				}
-				work.Wait()
+				askMuch(t, l, func(err error) bool { return unanswered(err) || errors.Is(err, context.DeadlineExceeded) })
 				if n := dials.Load(); n < 60 || n > 125 {
 					t.Errorf("%d dials in two minutes", n)
 				}
